@@ -1,0 +1,94 @@
+"""The one place for private names of asyncio and gevent, and for differences of versions.
+
+Everything here is used by asyncio's own event loops or documented for those who write one
+("Extending asyncio" in the documentation of Python), but for the names of gevent at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from asyncio import constants, events, futures, selector_events, sslproto, tasks, unix_events
+from collections.abc import Callable
+from typing import Any
+
+import gevent.os
+
+__all__ = [
+    "DefaultEventLoopPolicy",
+    "LIBRARY_VERSION_CHECKS_FDS",
+    "MAXIMUM_TIMEOUT",
+    "MIN_CANCELLED_TIMERS_FRACTION",
+    "MIN_SCHEDULED_TIMERS",
+    "SSLProtocol",
+    "SelectorDatagramTransport",
+    "SelectorSocketTransport",
+    "UnixReadPipeTransport",
+    "UnixSubprocessTransport",
+    "copy_future_state",
+    "current_task",
+    "enter_task",
+    "format_handle",
+    "get_running_loop",
+    "has_deferred_closes",
+    "leave_task",
+    "pool_is_full",
+    "set_running_loop",
+    "DEBUG_STACK_DEPTH",
+]
+
+# --- asyncio: who runs in this thread -----------------------------------------------------------
+
+#: Up to 3.13 the current task is kept per loop, from 3.14 on per thread, and both of these raise
+#: there unless the loop is the running one: set the loop, then enter; leave, then clear the loop.
+enter_task: Callable[[Any, Any], None] = tasks._enter_task
+leave_task: Callable[[Any, Any], None] = tasks._leave_task
+current_task: Callable[[Any], Any] = asyncio.current_task  # type: ignore[assignment]
+
+#: The running loop of the OS thread, without the check that there is one.
+get_running_loop: Callable[[], Any] = events._get_running_loop
+set_running_loop: Callable[[Any], None] = events._set_running_loop
+
+# --- asyncio: parts of the standard loop that ours is made of -----------------------------------
+
+SelectorSocketTransport: Any = selector_events._SelectorSocketTransport  # type: ignore[attr-defined]
+SelectorDatagramTransport: Any = (
+    selector_events._SelectorDatagramTransport  # type: ignore[attr-defined]
+)
+UnixReadPipeTransport: Any = unix_events._UnixReadPipeTransport  # type: ignore[attr-defined]
+UnixSubprocessTransport: Any = unix_events._UnixSubprocessTransport  # type: ignore[attr-defined]
+SSLProtocol: Any = sslproto.SSLProtocol
+copy_future_state: Callable[[Any, Any], None] = futures._copy_future_state  # type: ignore[attr-defined]
+format_handle: Callable[[Any], str] = (
+    asyncio.base_events._format_handle  # type: ignore[attr-defined]
+)
+
+#: Of Lib/asyncio/base_events.py: when cancelled timers are thrown out of the heap, and the
+#: longest wait, in seconds.
+MIN_SCHEDULED_TIMERS = 100
+MIN_CANCELLED_TIMERS_FRACTION = 0.5
+MAXIMUM_TIMEOUT = 24 * 3600.0
+
+#: Frames kept of where a coroutine was made, in debug mode.
+DEBUG_STACK_DEPTH: int = constants.DEBUG_STACK_DEPTH
+
+#: From 3.12 on making a transport checks that no other one uses the descriptor (gh-88863).
+LIBRARY_VERSION_CHECKS_FDS = sys.version_info >= (3, 12)
+
+# Policies are deprecated from 3.14 on: the public name warns there, the private one does not.
+if sys.version_info >= (3, 14):
+    DefaultEventLoopPolicy: Any = unix_events._DefaultEventLoopPolicy  # type: ignore[attr-defined]
+else:
+    DefaultEventLoopPolicy = asyncio.DefaultEventLoopPolicy
+
+# --- gevent --------------------------------------------------------------------------------------
+
+# gevent/os.py, from 25.8.1 on: descriptors that the patched os.close() is to close in a check
+# watcher, that is after the hub's next poll.
+_deferred_closes: dict[int, Any] = getattr(gevent.os, "_closing_fd_to_event", {})
+has_deferred_closes: Callable[[], int] = _deferred_closes.__len__
+
+
+def pool_is_full(pool: Any) -> bool:
+    """Whether ``spawn()`` of this ``gevent.threadpool.ThreadPool`` would block now."""
+    return bool(pool._available_worker_threads_greenlet_sem.locked())

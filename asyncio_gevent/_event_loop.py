@@ -1,0 +1,1063 @@
+"""The event loop: asyncio's own, without a selector, on the gevent hub.
+
+Rule 1: it has no poll of its own. Readiness, time and wake-ups come from watchers of the hub.
+Rule 2: handles run in runners, never in the hub and never in the greenlet that called
+        `run_forever()` (the caller), which waits.
+Rule 3: the thread-wide state of asyncio is set and taken back at the edge only: `_enter` and
+        `_leave`, which `_runners.py` calls around every switch to a runner.
+
+Theory. Whatever makes a handle ready appends it to `_ready` and, unless `_awake` says that
+somebody is on the way, asks the hub for one call of `_dispatch`. That gives a parked runner a
+batch: up to `MAX_PASSES` passes over the ready queue, each what asyncio calls an iteration. If a
+handle blocks in gevent its runner stays behind, suspended, and the next `_dispatch` takes
+another one. When nothing is ready the event loop rests: `_awake` is False, one timer of the hub
+stands for the head of the heap of timers, and the first one who appends wakes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import errno
+import heapq
+import os
+import signal
+import socket
+import stat
+import sys
+from asyncio import TimerHandle, events
+from asyncio.log import logger
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import gevent
+import gevent.socket
+from gevent.hub import get_hub
+from greenlet import GreenletExit, getcurrent
+
+from asyncio_gevent import _compat
+from asyncio_gevent._compat import get_running_loop, set_running_loop
+from asyncio_gevent._executor import HubExecutor, wrap_foreign_future
+from asyncio_gevent._originals import get_ident, get_original
+from asyncio_gevent._runners import LIVE, PARKED, Runner, note_stray
+from asyncio_gevent._tasks import Task, shadow_cancel, unshadow_cancel
+from asyncio_gevent._threads import alias, current_thread, note_running, unalias
+from asyncio_gevent._transports import (
+    DatagramTransport,
+    ReadPipeTransport,
+    SocketTransport,
+    SubprocessTransport,
+)
+from asyncio_gevent._watchers import READ, WRITE, IOHandle, Registry, close, wake_on_signals
+from asyncio_gevent.exceptions import BlockingCallError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["EventLoop"]
+
+#: Passes over the ready queue before the hub polls again. More make a busy event loop faster,
+#: since each visit costs two switches and a poll (one pass a visit only equals the standard
+#: loop, 16 give 1.6 to 1.9 times); fewer let other greenlets and descriptors have their turn
+#: sooner. A pass is what asyncio itself does between two polls.
+MAX_PASSES = 16
+
+#: Parked runners kept by an event loop beside its primary one. A greenlet that runs Python code
+#: costs 7 to 8 microseconds to make, since its frame stack is mapped and unmapped, a parked one
+#: 0.7; what it costs to keep one is its stack, about 10 KiB.
+MAX_PARKED = 64
+
+_get_asyncgen_hooks = sys.get_asyncgen_hooks
+_set_asyncgen_hooks = sys.set_asyncgen_hooks
+
+
+class Handle(asyncio.Handle):
+    """``asyncio.Handle``, made with fewer steps; not for debug mode, which wants a traceback."""
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        callback: Callable[..., Any],
+        args: tuple[Any, ...],
+        loop: Any,
+        context: contextvars.Context | None = None,
+    ) -> None:
+        self._context = contextvars.copy_context() if context is None else context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._repr = None
+        self._source_traceback = None
+
+
+class EventLoop(asyncio.SelectorEventLoop):
+    """An asyncio event loop whose clock, descriptors and wake-ups are the gevent hub's.
+
+    Args:
+        suspend: what a blocking gevent call in a coroutine or a callback does. True: it suspends
+            that step and nothing else, the other tasks go on. False: it raises
+            `BlockingCallError`, so that no other task ever runs without an ``await``.
+
+    It may be made in one OS thread and run in another, and belongs to the hub of the thread that
+    runs it. ``run_forever()`` and ``run_until_complete()`` block the calling greenlet, not the
+    OS thread; any number of event loops run at the same time in one OS thread, one per greenlet.
+    Except for ``call_soon_threadsafe()`` its methods are for greenlets of that OS thread, and
+    any of them: a ``call_soon()`` from a greenlet that is not a task wakes the event loop.
+
+    Attributes:
+        _awake: somebody is on the way to look at `_ready`, or the event loop does not run. Only
+            when it is False must whoever appends to `_ready` call `_wake`.
+        _batch: the runner that runs a batch, or None.
+        _suspended: the runners with a suspended step.
+        _suspended_tasks: the tasks whose step is suspended, with the runner it is suspended in.
+        _entered: ids of the ``contextvars.Context`` objects that suspended steps have entered.
+        _busy_io: (descriptor, events) to the I/O handle whose callback is suspended.
+    """
+
+    if TYPE_CHECKING:
+        _ready: deque[Any]
+        _scheduled: list[Any]
+        _stopping: bool
+        _closed: bool
+        _debug: bool
+        _thread_id: int | None
+        _task_factory: Any
+        _clock_resolution: float
+        _timer_cancelled_count: int
+        _current_handle: Any
+        _default_executor: Any
+        _executor_shutdown_called: bool
+        _signal_handlers: dict[int, Any]
+        _coroutine_origin_tracking_enabled: bool
+
+        def _check_closed(self) -> None: ...
+        def _check_running(self) -> None: ...
+        def _check_callback(self, callback: Any, method: str) -> None: ...
+        def _check_signal(self, sig: int) -> None: ...
+        def _ensure_fd_no_transport(self, fd: Any) -> None: ...
+        def _handle_signal(self, sig: int) -> None: ...
+        def _check_default_executor(self) -> None: ...
+        def _asyncgen_firstiter_hook(self, agen: Any) -> None: ...
+        def _asyncgen_finalizer_hook(self, agen: Any) -> None: ...
+
+    def __init__(self, *, suspend: bool = True) -> None:
+        self._suspend = suspend
+        self._readers: dict[int, IOHandle] = {}
+        self._writers: dict[int, IOHandle] = {}
+        self._hub: Any = None
+        self._hub_loop: Any = None
+        self._run_callback: Any = None
+        self._awake = True
+        self._batch: Runner | None = None
+        self._primary: Runner | None = None
+        self._parked: list[Runner] = []
+        self._suspended: set[Runner] = set()
+        self._suspended_tasks: dict[Any, Runner] = {}
+        self._entered: dict[int, Runner] = {}
+        self._busy_io: dict[tuple[int, int], IOHandle] = {}
+        self._cancels: set[Runner] = set()
+        self._waiter: Any = None
+        self._thread: Any = None
+        self._wakeup: Any = None
+        self._async: Any = None
+        self._timer: Any = None
+        self._timer_when = 0.0
+        self._poll_timer: Any = None
+        self._failure: BaseException | None = None
+        self._stopped = False
+        self._frozen = False
+        self._hub_executor: HubExecutor | None = None
+        super().__init__(Registry(self._readers, self._writers))
+        # Bound once: they are set at every edge.
+        self._hooks = (self._asyncgen_firstiter_hook, self._asyncgen_finalizer_hook)
+
+    # --- running ----------------------------------------------------------------------------
+
+    def run_forever(self) -> None:
+        """Run until ``stop()`` is called. Blocks the calling greenlet; others go on.
+
+        Raises:
+            RuntimeError: the event loop is closed or runs already, or the caller is code that
+                another event loop runs.
+            BlockingCallError: called in the hub.
+        """
+        self._check_closed()
+        self._check_running()
+        hub = get_hub()
+        if getcurrent() is hub:
+            raise BlockingCallError(
+                "an event loop cannot be run in the hub, which all greenlets wait for: use "
+                "`gevent.spawn(loop.run_forever)`"
+            )
+        self._bind(hub)
+        try:
+            # The hub comes back here by `_finish`, or with an exception of the caller's own: a
+            # timeout, a kill, KeyboardInterrupt.
+            self._waiter.get()
+        finally:
+            self._unbind()
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # no cycle through the traceback
+
+    def stop(self) -> None:
+        """Let ``run_forever()`` return after the handles that are ready now."""
+        self._stopping = True
+        if not self._awake:
+            self._wake()
+
+    def _bind(self, hub: Any) -> None:
+        if hub is not self._hub:
+            if self._suspended:
+                raise RuntimeError(
+                    "this event loop has steps that are suspended in the hub of another OS "
+                    "thread: run it there until they have ended"
+                )
+            self._parked.clear()
+            self._primary = None
+            self._hub = hub
+            self._hub_loop = hub.loop
+            self._run_callback = hub.loop.run_callback
+        self._waiter = gevent.hub.Waiter(hub)
+        self._thread_id = get_ident()
+        self._thread = current_thread()
+        for runner in self._idle_runners():
+            alias(runner, self._thread)
+        self._stopped = False
+        self._failure = None
+        self._set_coroutine_origin_tracking(self._debug)
+        self._attach()
+        note_running(self)
+
+    def _unbind(self) -> None:
+        self._waiter = None
+        self._detach()
+        self._stopping = False
+        self._thread_id = None
+        self._set_coroutine_origin_tracking(False)
+        for runner in self._idle_runners():
+            unalias(runner)
+        self._thread = None
+
+    def _attach(self) -> None:
+        # Start the watchers, and look at the ready queue for the first time. As in asyncio,
+        # descriptors are looked at before the first pass.
+        self._frozen = False
+        hub_loop = self._hub_loop
+        # Referenced: while the event loop runs, the hub has something to wait for, though
+        # nothing but a thread may ever wake it.
+        self._async = hub_loop.async_()
+        self._async.start(self._on_async)
+        for handle in self._io_handles():
+            if not handle.held:
+                handle.start()
+        self._awake = True
+        self._poll_timer = hub_loop.timer(0)
+        self._poll_timer.start(self._on_polled)
+
+    def _detach(self) -> None:
+        # Before all else: from here on nobody needs to wake it.
+        self._awake = True
+        watcher, self._async = self._async, None
+        for each in (watcher, self._poll_timer, self._timer):
+            if each is not None:
+                close(each)
+        self._poll_timer = self._timer = None
+        if self._wakeup is not None:
+            self._wakeup.stop()
+            self._wakeup = None
+        for handle in self._io_handles():
+            handle.close_watcher()
+
+    def _freeze(self) -> None:
+        # In a forked child. `_settle` attaches it again if a step of its own forked and returns.
+        if self._waiter is not None:
+            self._detach()
+            self._frozen = True
+
+    def _io_handles(self) -> list[IOHandle]:
+        return [*self._readers.values(), *self._writers.values()]
+
+    def _idle_runners(self) -> list[Runner]:
+        runners = list(self._parked)
+        if self._primary is not None and self._primary.state is PARKED:
+            runners.append(self._primary)
+        return runners
+
+    def _finish(self) -> None:
+        # In the hub, with nothing left to do in this call: switches to the caller.
+        waiter = self._waiter
+        if waiter is not None:
+            self._awake = True
+            self._waiter = None
+            waiter.switch(None)
+        elif self._failure is not None:
+            # A step that was resumed after the event loop had stopped.
+            failure, self._failure = self._failure, None
+            self._hub.handle_error(None, type(failure), failure, failure.__traceback__)
+
+    # --- waking -----------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        # `_awake` is False. From another OS thread, where only call_soon_threadsafe() belongs
+        # but others are seen, the hub's queue must not be touched.
+        if get_ident() != self._thread_id:
+            self._write_to_self()
+            return
+        self._awake = True
+        self._wakeup = self._run_callback(self._dispatch)
+
+    def _write_to_self(self) -> None:
+        # From any OS thread, and from signal handlers.
+        watcher = self._async
+        if watcher is not None:
+            try:
+                watcher.send()
+            except (ValueError, AttributeError):  # closed between the two lines
+                pass
+
+    def _on_async(self) -> None:
+        if not self._awake:
+            self._wake()
+
+    def _on_timer(self) -> None:
+        close(self._timer)
+        self._timer = None
+        if not self._awake:
+            self._wake()
+
+    def _on_polled(self) -> None:
+        # The hub has polled, but it may have callbacks of descriptors still to call: libev calls
+        # those of timers first. The next round of its callbacks comes after all of them.
+        if self._poll_timer is not None:
+            self._poll_timer.stop()
+            self._wakeup = self._run_callback(self._dispatch)
+
+    def _dispatch(self) -> None:
+        # In the hub.
+        if self._waiter is None or self._batch is not None:
+            return
+        runner = self._primary
+        if runner is None:
+            runner = self._primary = self._make_runner()
+        elif runner.state is not PARKED:
+            runner = self._parked.pop() if self._parked else self._make_runner()
+        self._batch = runner
+        runner.start(self)
+
+    def _make_runner(self) -> Runner:
+        runner = Runner(self._hub)
+        alias(runner, self._thread)
+        return runner
+
+    # --- the edge ---------------------------------------------------------------------------
+
+    def _enter(self, runner: Runner) -> tuple[Any, Any, int]:
+        outer = get_running_loop(), _get_asyncgen_hooks(), -1
+        set_running_loop(self)
+        _set_asyncgen_hooks(*self._hooks)
+        if self._coroutine_origin_tracking_enabled:
+            outer = (*outer[:2], sys.get_coroutine_origin_tracking_depth())
+            sys.set_coroutine_origin_tracking_depth(_compat.DEBUG_STACK_DEPTH)
+        if runner.resumed:
+            self._forget_suspended(runner)
+        return outer
+
+    def _leave(self, runner: Runner, outer: tuple[Any, Any, int]) -> None:
+        if runner.state is not PARKED:
+            self._note_suspended(runner)
+        running, hooks, depth = outer
+        if depth >= 0 or self._coroutine_origin_tracking_enabled:
+            sys.set_coroutine_origin_tracking_depth(max(depth, 0))
+        _set_asyncgen_hooks(*hooks)
+        set_running_loop(running)
+
+    def _note_suspended(self, runner: Runner) -> None:
+        self._suspended.add(runner)
+        task = _compat.current_task(self)
+        if task is not None:
+            _compat.leave_task(self, task)
+            runner.task = task
+            self._suspended_tasks[task] = runner
+            if type(task) is not Task:
+                shadow_cancel(task)
+        handle = runner.handle
+        # The context of the handle, and the one entered last inside of it.
+        runner.contexts = id(handle._context), id(runner.gr_context)
+        for key in runner.contexts:
+            self._entered[key] = runner
+        if handle.__class__ is IOHandle:
+            self._busy_io[handle.fd, handle.events] = handle
+        if self._debug:
+            runner.suspended_at = self.time()
+        if runner.state is LIVE:
+            # Not the runner but a raw greenlet of the step went to the hub.
+            note_stray(runner)
+            if not self._suspend and not runner.may_block:
+                self._run_callback(
+                    runner.throw_into_step,
+                    BlockingCallError(
+                        "a gevent function would block in a greenlet that a coroutine started, "
+                        "and this event loop was made with suspend=False. Make the call in a "
+                        "thread: `await asyncio.to_thread(function, ...)`"
+                    ),
+                )
+
+    def _forget_suspended(self, runner: Runner) -> None:
+        self._suspended.discard(runner)
+        if runner.suspended_at is not None:
+            runner.suspended_seconds += self.time() - runner.suspended_at
+            runner.suspended_at = None
+        for key in runner.contexts:
+            self._entered.pop(key, None)
+        task = runner.task
+        if task is not None:
+            runner.task = None
+            del self._suspended_tasks[task]
+            if type(task) is not Task:
+                unshadow_cancel(task)
+            _compat.enter_task(self, task)
+
+    def _settle(self, runner: Runner) -> None:
+        # In the hub, which is not running anybody's code now. May switch to the caller, so it
+        # is the last thing that its callers do.
+        parked = runner.state is PARKED
+        if parked:
+            runner.loop = runner.handle = None
+            if self._closed:
+                runner.retire()
+            elif runner is not self._primary:
+                if len(self._parked) < MAX_PARKED:
+                    self._parked.append(runner)
+                else:
+                    unalias(runner)
+                    runner.retire()
+        if self._frozen:
+            if parked:
+                self._batch = None
+                self._attach()
+        elif self._batch is runner:
+            self._batch = None
+            if self._stopped or self._failure is not None:
+                self._finish()
+            elif self._ready or self._stopping:
+                if parked:
+                    self._poll_timer.start(self._on_polled)
+                else:
+                    self._wakeup = self._run_callback(self._dispatch)
+            else:
+                self._rest()
+        elif self._failure is not None:
+            self._finish()
+
+    def _rest(self) -> None:
+        # In this order: a signal handler may append at any moment, and wakes if this is False.
+        self._awake = False
+        if self._ready or self._stopping:
+            self._wake()
+            return
+        self._drop_cancelled_timers()
+        if self._scheduled:
+            when = self._scheduled[0]._when
+            if self._timer is None or when < self._timer_when:
+                self._start_timer(when)
+        if _compat.has_deferred_closes() and self._poll_timer is not None:
+            # The patched os.close() closes after the next poll and does not end it: without a
+            # poll that ends at once, whoever waits for the end of that pipe waits for ever.
+            self._poll_timer.start(self._poll_timer.stop)
+
+    def _start_timer(self, when: float) -> None:
+        if self._timer is not None:
+            close(self._timer)
+        delay = min(when - self.time(), _compat.MAXIMUM_TIMEOUT)
+        # Not less than the hub can tell apart (libuv: 1 ms), or it would come back too early,
+        # and at once again.
+        timer = self._hub_loop.timer(max(delay, self._hub_loop.approx_timer_resolution))
+        # The hub's idea of the time is that of its last poll.
+        timer.start(self._on_timer, update=True)
+        self._timer = timer
+        self._timer_when = when
+
+    # --- a batch, in a runner -----------------------------------------------------------------
+
+    def _run_batch(self, runner: Runner) -> None:
+        ready = self._ready
+        entered = self._entered
+        try:
+            for _ in range(MAX_PASSES):
+                if self._scheduled:
+                    self._move_due_timers()
+                for _ in range(len(ready)):
+                    handle = ready.popleft()
+                    if handle._cancelled:
+                        continue
+                    if entered and id(handle._context) in entered:
+                        # A context can be entered once, and a suspended step is still in it.
+                        handle._context = handle._context.copy()
+                    runner.handle = handle
+                    if self._debug:
+                        self._run_in_debug_mode(handle)
+                    else:
+                        handle._run()
+                    if runner.resumed:
+                        return  # it was suspended, and the rest has gone to another runner
+                if self._stopping:
+                    self._stopped = True
+                    return
+                if not ready and not self._has_due_timer():
+                    return
+        except (SystemExit, KeyboardInterrupt) as error:
+            self._failure = error
+
+    def _run_in_debug_mode(self, handle: Any) -> None:
+        started = self.time()
+        runner = getcurrent()
+        suspended = runner.suspended_seconds if isinstance(runner, Runner) else 0.0
+        self._current_handle = handle
+        try:
+            handle._run()
+        finally:
+            self._current_handle = None
+        # Time in which it was suspended is time in which it did not hold up anybody.
+        suspended = runner.suspended_seconds - suspended if isinstance(runner, Runner) else 0.0
+        duration = self.time() - started - suspended
+        if duration >= self.slow_callback_duration:
+            logger.warning(
+                "Executing %s took %.3f seconds", _compat.format_handle(handle), duration
+            )
+
+    def _has_due_timer(self) -> bool:
+        scheduled = self._scheduled
+        return bool(scheduled) and scheduled[0]._when < self.time() + self._clock_resolution
+
+    def _move_due_timers(self) -> None:
+        scheduled = self._scheduled
+        end = self.time() + self._clock_resolution
+        while scheduled and scheduled[0]._when < end:
+            handle = heapq.heappop(scheduled)
+            handle._scheduled = False
+            if handle._cancelled:
+                self._timer_cancelled_count -= 1
+            else:
+                self._ready.append(handle)
+
+    def _drop_cancelled_timers(self) -> None:
+        # As in BaseEventLoop._run_once().
+        scheduled = self._scheduled
+        if (
+            len(scheduled) > _compat.MIN_SCHEDULED_TIMERS
+            and self._timer_cancelled_count / len(scheduled)
+            > _compat.MIN_CANCELLED_TIMERS_FRACTION
+        ):
+            kept = []
+            for handle in scheduled:
+                if handle._cancelled:
+                    handle._scheduled = False
+                else:
+                    kept.append(handle)
+            heapq.heapify(kept)
+            self._scheduled = kept
+            self._timer_cancelled_count = 0
+            return
+        while scheduled and scheduled[0]._cancelled:
+            self._timer_cancelled_count -= 1
+            heapq.heappop(scheduled)._scheduled = False
+
+    # --- callbacks --------------------------------------------------------------------------
+
+    def call_soon(  # type: ignore[override]
+        self,
+        callback: Callable[..., Any],
+        *args: Any,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.Handle:
+        """Call ``callback(*args)`` soon, in the order of these calls.
+
+        From any greenlet of the OS thread that runs the event loop; wakes it. Does not block.
+        """
+        if self._closed:
+            self._check_closed()
+        handle: asyncio.Handle
+        if self._debug:
+            self._check_thread()
+            self._check_callback(callback, "call_soon")
+            handle = events.Handle(callback, args, self, context)
+            if handle._source_traceback:  # type: ignore[attr-defined]
+                del handle._source_traceback[-1]  # type: ignore[attr-defined]
+        else:
+            handle = Handle(callback, args, self, context)
+        self._ready.append(handle)
+        if not self._awake:
+            self._wake()
+        return handle
+
+    def call_at(  # type: ignore[override]
+        self,
+        when: float,
+        callback: Callable[..., Any],
+        *args: Any,
+        context: contextvars.Context | None = None,
+    ) -> TimerHandle:
+        """Call ``callback(*args)`` when ``time()``, in seconds, has reached ``when``.
+
+        From any greenlet of the OS thread that runs the event loop. Does not block.
+        """
+        if when is None:
+            raise TypeError("when cannot be None")
+        self._check_closed()
+        if self._debug:
+            self._check_thread()
+            self._check_callback(callback, "call_at")
+        timer: Any = TimerHandle(when, callback, args, self, context)
+        if timer._source_traceback:
+            del timer._source_traceback[-1]
+        heapq.heappush(self._scheduled, timer)
+        timer._scheduled = True
+        if not self._awake and self._scheduled[0] is timer:
+            self._wake()
+        return timer  # type: ignore[no-any-return]
+
+    def _add_callback(self, handle: Any) -> None:
+        if not handle._cancelled:
+            self._ready.append(handle)
+            if not self._awake:
+                self._wake()
+
+    def _add_callback_signalsafe(self, handle: Any) -> None:
+        # In a signal handler, at any point of any greenlet's code.
+        if not handle._cancelled:
+            self._ready.append(handle)
+        self._write_to_self()
+
+    def _check_thread(self) -> None:
+        # By OS thread: after patching, threading.get_ident() is that of the greenlet.
+        if self._thread_id is not None and self._thread_id != get_ident():
+            raise RuntimeError(
+                "Non-thread-safe operation invoked on an event loop other than the current one: "
+                "use loop.call_soon_threadsafe() from other threads"
+            )
+
+    def _set_coroutine_origin_tracking(self, enabled: bool) -> None:
+        self._coroutine_origin_tracking_enabled = bool(enabled)
+        if get_running_loop() is self:
+            sys.set_coroutine_origin_tracking_depth(_compat.DEBUG_STACK_DEPTH if enabled else 0)
+
+    def call_exception_handler(self, context: Any) -> None:
+        """Call the exception handler of the event loop."""
+        current = getcurrent()
+        if (
+            isinstance(context.get("exception"), GreenletExit)
+            and isinstance(current, Runner)
+            and current.closing
+        ):
+            return  # thrown by `close()`, nobody's mistake
+        super().call_exception_handler(context)
+
+    # --- tasks ------------------------------------------------------------------------------
+
+    def create_task(  # type: ignore[override]
+        self,
+        coro: Any,
+        *,
+        name: str | None = None,
+        context: contextvars.Context | None = None,
+        **kwargs: Any,
+    ) -> asyncio.Task[Any]:
+        """Schedule a coroutine object and return the task, an `asyncio.Task`."""
+        if context is not None:
+            kwargs["context"] = context
+        if self._task_factory is not None:
+            return super().create_task(coro, name=name, **kwargs)
+        self._check_closed()
+        task: Any = Task(coro, loop=self, name=name, **kwargs)
+        if task._source_traceback:
+            del task._source_traceback[-1]
+        try:
+            return task  # type: ignore[no-any-return]
+        finally:
+            del task  # gh-128552: no cycle through the frame of an eager task that failed
+
+    def _throw_cancel(self, task: Any, msg: Any) -> bool:
+        """Cancel the suspended step of a task; False if it has none."""
+        runner = self._suspended_tasks.get(task)
+        if runner is None or task.done():
+            return False
+        # Once, however often it is asked for before the step has heard of it.
+        if runner not in self._cancels:
+            self._cancels.add(runner)
+            self._run_callback(self._deliver_cancel, runner, task, msg)
+        return True
+
+    def _deliver_cancel(self, runner: Runner, task: Any, msg: Any) -> None:
+        self._cancels.discard(runner)
+        if self._suspended_tasks.get(task) is runner:
+            error = asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg)
+            runner.throw_into_step(error)
+        elif not task.done():
+            task._cancel_instead(msg)
+
+    # --- closing ----------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close the event loop, which must not be running.
+
+        Steps that are suspended get ``GreenletExit`` and are waited for, until they end or block
+        once more: it may block the calling greenlet.
+        """
+        if self.is_running():
+            raise RuntimeError("Cannot close a running event loop")
+        if self._closed:
+            return
+        if self._suspended:
+            self._kill_suspended()
+        for handle in self._io_handles():
+            handle.cancel()
+        super().close()
+        self._readers.clear()
+        self._writers.clear()
+        self._hub_executor = None
+        parked = self._idle_runners()
+        self._parked.clear()
+        self._primary = None
+        if self._hub is not None and self._hub.thread_ident == get_ident():
+            for runner in parked:
+                runner.retire()
+        self._hub = self._hub_loop = self._run_callback = None
+
+    def _kill_suspended(self) -> None:
+        hub = self._hub
+        if hub.thread_ident != get_ident():
+            hub.loop.run_callback_threadsafe(self._kill_steps)
+        elif getcurrent() is hub:
+            self._kill_steps()
+        else:
+            waiter = gevent.hub.Waiter(hub)
+            hub.loop.run_callback(lambda: (self._kill_steps(), waiter.switch(None)))
+            waiter.get()
+
+    def _kill_steps(self) -> None:
+        for runner in list(self._suspended):
+            task = runner.task
+            runner.kill_step()
+            if task is not None and task.done():
+                task._log_traceback = False  # it is GreenletExit, and nobody asks for it
+
+    def _make_self_pipe(self) -> None:
+        # `_write_to_self` is an async watcher, and signals have `wake_on_signals`.
+        self._ssock = self._csock = None
+
+    def _close_self_pipe(self) -> None:
+        pass
+
+    # --- descriptors ------------------------------------------------------------------------
+
+    def add_reader(self, fd: Any, callback: Callable[..., Any], *args: Any) -> None:
+        """Call ``callback(*args)`` whenever the descriptor is ready to read.
+
+        Raises:
+            OSError: the descriptor is closed, or of a kind that cannot be waited for.
+            RuntimeError: a transport uses it.
+        """
+        self._ensure_fd_no_transport(fd)
+        self._add_io(self._readers, _waitable(fd), READ, callback, args)
+
+    def add_writer(self, fd: Any, callback: Callable[..., Any], *args: Any) -> None:
+        """Call ``callback(*args)`` whenever the descriptor is ready to write.
+
+        Raises:
+            OSError: the descriptor is closed, or of a kind that cannot be waited for.
+            RuntimeError: a transport uses it.
+        """
+        self._ensure_fd_no_transport(fd)
+        self._add_io(self._writers, _waitable(fd), WRITE, callback, args)
+
+    def remove_reader(self, fd: Any) -> bool:
+        """Stop watching for reading; return whether it was watched."""
+        self._ensure_fd_no_transport(fd)
+        return self._remove_io(self._readers, _fileno(fd))
+
+    def remove_writer(self, fd: Any) -> bool:
+        """Stop watching for writing; return whether it was watched."""
+        self._ensure_fd_no_transport(fd)
+        return self._remove_io(self._writers, _fileno(fd))
+
+    def _add_reader(self, fd: int, callback: Callable[..., Any], *args: Any) -> IOHandle:
+        return self._add_io(self._readers, fd, READ, callback, args)
+
+    def _add_writer(self, fd: int, callback: Callable[..., Any], *args: Any) -> IOHandle:
+        return self._add_io(self._writers, fd, WRITE, callback, args)
+
+    def _remove_reader(self, fd: int) -> bool:
+        return self._remove_io(self._readers, fd)
+
+    def _remove_writer(self, fd: int) -> bool:
+        return self._remove_io(self._writers, fd)
+
+    def _add_io(
+        self,
+        handles: dict[int, IOHandle],
+        fd: int,
+        mask: int,
+        callback: Callable[..., Any],
+        args: tuple[Any, ...],
+    ) -> IOHandle:
+        if self._closed:
+            self._check_closed()
+        handle = IOHandle(fd, mask, callback, args, self)
+        previous = handles.get(fd)
+        handles[fd] = handle
+        if previous is not None:
+            previous.cancel()
+        busy = self._busy_io.get((fd, mask)) if self._busy_io else None
+        if busy is not None and busy.queued:
+            # The callback before it is suspended: no second entry.
+            busy.successor = handle
+            handle.held = True
+        elif self._async is not None:
+            handle.start()
+        return handle
+
+    def _remove_io(self, handles: dict[int, IOHandle], fd: int) -> bool:
+        handle = handles.pop(fd, None)
+        if handle is None:
+            return False
+        handle.cancel()
+        return True
+
+    # --- transports -------------------------------------------------------------------------
+
+    def _make_socket_transport(
+        self, sock: Any, protocol: Any, waiter: Any = None, *, extra: Any = None, server: Any = None
+    ) -> Any:
+        if _compat.LIBRARY_VERSION_CHECKS_FDS:
+            self._ensure_fd_no_transport(sock)
+        return SocketTransport(self, sock, protocol, waiter, extra, server)
+
+    def _make_ssl_transport(
+        self,
+        rawsock: Any,
+        protocol: Any,
+        sslcontext: Any,
+        waiter: Any = None,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        extra: Any = None,
+        server: Any = None,
+        **timeouts: Any,
+    ) -> Any:
+        if _compat.LIBRARY_VERSION_CHECKS_FDS:
+            self._ensure_fd_no_transport(rawsock)
+        ssl_protocol = _compat.SSLProtocol(
+            self, protocol, sslcontext, waiter, server_side, server_hostname, **timeouts
+        )
+        SocketTransport(self, rawsock, ssl_protocol, extra=extra, server=server)
+        return ssl_protocol._app_transport
+
+    def _make_datagram_transport(
+        self, sock: Any, protocol: Any, address: Any = None, waiter: Any = None, extra: Any = None
+    ) -> Any:
+        if _compat.LIBRARY_VERSION_CHECKS_FDS:
+            self._ensure_fd_no_transport(sock)
+        return DatagramTransport(self, sock, protocol, address, waiter, extra)
+
+    def _make_read_pipe_transport(
+        self, pipe: Any, protocol: Any, waiter: Any = None, extra: Any = None
+    ) -> Any:
+        return ReadPipeTransport(self, pipe, protocol, waiter, extra)
+
+    async def _make_subprocess_transport(
+        self,
+        protocol: Any,
+        args: Any,
+        shell: bool,
+        stdin: Any,
+        stdout: Any,
+        stderr: Any,
+        bufsize: int,
+        extra: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        waiter = self.create_future()
+        transport = SubprocessTransport(
+            self, protocol, args, shell, stdin, stdout, stderr, bufsize,
+            waiter=waiter, extra=extra, **kwargs,
+        )  # fmt: skip
+        transport.watch_exit()
+        try:
+            await waiter
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException:
+            transport.close()
+            await transport._wait()
+            raise
+        return transport
+
+    # --- signals ----------------------------------------------------------------------------
+
+    def add_signal_handler(self, sig: int, callback: Callable[..., Any], *args: Any) -> None:
+        """Call ``callback(*args)`` as a handle when the signal arrives. Main OS thread only.
+
+        Raises:
+            ValueError: not a signal number.
+            RuntimeError: not in the main OS thread, or the signal cannot be caught.
+        """
+        if asyncio.iscoroutine(callback) or asyncio.iscoroutinefunction(callback):
+            raise TypeError("coroutines cannot be used with add_signal_handler()")
+        self._check_signal(sig)
+        self._check_closed()
+        try:
+            wake_on_signals.acquire(self, get_hub())
+        except (ValueError, OSError) as error:
+            raise RuntimeError(str(error)) from error
+        self._signal_handlers[sig] = events.Handle(callback, args, self, None)
+        try:
+            signal.signal(sig, self._on_signal)
+            # Limit the occurrences of EINTR, as asyncio does.
+            signal.siginterrupt(sig, False)
+        except OSError as error:
+            del self._signal_handlers[sig]
+            if not self._signal_handlers:
+                wake_on_signals.release(self)
+            if error.errno == errno.EINVAL:
+                raise RuntimeError(f"sig {sig} cannot be caught") from error
+            raise
+
+    def remove_signal_handler(self, sig: int) -> bool:
+        """Give the signal its default action again; return whether it had a handler here."""
+        # Not asyncio's own method: that one takes the wake-up descriptor of the process away,
+        # which other event loops of this thread share.
+        self._check_signal(sig)
+        if self._signal_handlers.pop(sig, None) is None:
+            return False
+        try:
+            if sig == signal.SIGINT:
+                signal.signal(sig, signal.default_int_handler)
+            else:
+                signal.signal(sig, signal.SIG_DFL)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                raise RuntimeError(f"sig {sig} cannot be caught") from error
+            raise
+        finally:
+            if not self._signal_handlers:
+                wake_on_signals.release(self)
+        return True
+
+    def _on_signal(self, signum: int, frame: Any) -> None:
+        # Between two instructions of any greenlet of the main thread.
+        self._handle_signal(signum)
+
+    # --- threads and names ------------------------------------------------------------------
+
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Callable[..., Any], *args: Any
+    ) -> asyncio.Future[Any]:
+        """Call ``func(*args)`` in a native thread and return a future for the result.
+
+        ``None`` stands for the threads of the hub's pool, ``gevent.get_hub().threadpool``.
+        """
+        self._check_closed()
+        if self._debug:
+            self._check_callback(func, "run_in_executor")
+        if executor is None:
+            executor = self._default_executor
+            self._check_default_executor()
+            if executor is None:
+                if self._hub_executor is None:
+                    self._hub_executor = HubExecutor(self)
+                return self._hub_executor.submit(func, args)
+        future = executor.submit(func, *args)
+        return wrap_foreign_future(future, self)
+
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # type: ignore[override]
+        """Wait until the calls in the default executor have ended; no more are taken.
+
+        Args:
+            timeout: seconds to wait at most; then a ``RuntimeWarning`` is issued.
+        """
+        self._executor_shutdown_called = True
+        if self._hub_executor is not None:
+            await self._hub_executor.join(timeout)
+        if self._default_executor is not None:
+            if timeout is None:
+                await super().shutdown_default_executor()
+            else:
+                await super().shutdown_default_executor(timeout)
+
+    async def getaddrinfo(
+        self,
+        host: Any,
+        port: Any,
+        *,
+        family: int = 0,
+        type: int = 0,
+        proto: int = 0,
+        flags: int = 0,
+    ) -> Any:
+        """Look an address up with the hub's resolver."""
+        if socket.getaddrinfo not in _OWN_RESOLVERS:
+            # Somebody put a function of theirs there, and asyncio calls what is there.
+            return await super().getaddrinfo(
+                host, port, family=family, type=type, proto=proto, flags=flags
+            )
+        resolve = get_hub().resolver.getaddrinfo
+        return await self._resolve(resolve, host, port, family, type, proto, flags)
+
+    async def getnameinfo(self, sockaddr: Any, flags: int = 0) -> Any:
+        """Look a name up with the hub's resolver."""
+        if socket.getnameinfo not in _OWN_RESOLVERS:
+            return await super().getnameinfo(sockaddr, flags)
+        return await self._resolve(get_hub().resolver.getnameinfo, sockaddr, flags)
+
+    async def _resolve(self, resolve: Callable[..., Any], *args: Any) -> Any:
+        # The resolver blocks the greenlet that calls it, so it gets one of its own.
+        future = self.create_future()
+
+        def run() -> None:
+            try:
+                result = resolve(*args)
+            except Exception as error:
+                if not future.done():
+                    future.set_exception(error)
+            else:
+                if not future.done():
+                    future.set_result(result)
+
+        started = self.time()
+        greenlet = gevent.spawn(run)
+        try:
+            return await future
+        finally:
+            greenlet.kill(block=False)
+            if self._debug:
+                logger.debug("Looking up %r took %.3f seconds", args, self.time() - started)
+
+
+_OWN_RESOLVERS = (
+    get_original("socket", "getaddrinfo"),
+    gevent.socket.getaddrinfo,
+    get_original("socket", "getnameinfo"),
+    gevent.socket.getnameinfo,
+)
+
+
+def _fileno(fd: Any) -> int:
+    return fd if isinstance(fd, int) else int(fd.fileno())
+
+
+def _waitable(fd: Any) -> int:
+    # What epoll says of a descriptor it cannot watch, at the same place.
+    fileno = _fileno(fd)
+    if fileno < 0:
+        raise ValueError(f"Invalid file descriptor: {fileno}")
+    mode = os.fstat(fileno).st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+    return fileno

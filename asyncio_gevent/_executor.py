@@ -1,0 +1,164 @@
+"""Native threads for the event loop: the hub's pool, and executors of other people.
+
+``concurrent.futures`` is made of locks and conditions that are greenlets' after patching, and
+its futures call back through them. Here a call is a function for ``gevent.threadpool``, and its
+outcome is set on asyncio's future by the hub: no lock, no second future.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import warnings
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from gevent.hub import get_hub
+
+from asyncio_gevent import _compat
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from asyncio_gevent._event_loop import EventLoop
+
+__all__ = ["HubExecutor", "wrap_foreign_future"]
+
+
+class _Call:
+    """A call that waits for a thread, or is under way in one.
+
+    The outcome is kept here and not raised in the pool, which would print it.
+    """
+
+    __slots__ = ("args", "error", "func", "future", "result")
+
+    def __init__(self, future: Any, func: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self.future = future
+        self.func = func
+        self.args = args
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        """Make the call; in a native thread."""
+        if self.future.cancelled():
+            return
+        try:
+            self.result = self.func(*self.args)
+        except BaseException as error:
+            self.error = error
+
+
+class HubExecutor:
+    """The default executor: the threads of ``gevent.get_hub().threadpool``.
+
+    Its methods are for the OS thread of the event loop, and do not block the greenlet.
+
+    Attributes:
+        _waiting: calls that found every thread of the pool busy, oldest first.
+        _unfinished: how many calls wait or are under way.
+        _joined: set when none is, if somebody waits for that.
+    """
+
+    def __init__(self, loop: EventLoop) -> None:
+        self._loop = loop
+        self._waiting: deque[_Call] = deque()
+        self._unfinished = 0
+        self._joined: asyncio.Future[None] | None = None
+
+    def submit(self, func: Callable[..., Any], args: tuple[Any, ...]) -> asyncio.Future[Any]:
+        """Return a future for the result of ``func(*args)`` in a native thread.
+
+        A call whose future is cancelled before a thread takes it is not made.
+        """
+        future: asyncio.Future[Any] = self._loop.create_future()
+        call = _Call(future, func, args)
+        self._unfinished += 1
+        pool = get_hub().threadpool
+        if self._waiting or _compat.pool_is_full(pool):
+            # spawn() would block, and this is to return at once.
+            self._waiting.append(call)
+            if self._unfinished == len(self._waiting):
+                # The threads are busy for others, so nobody of ours is going to come by.
+                self._loop.call_later(POOL_RETRY_DELAY, self._start_waiting)
+        else:
+            self._start(pool, call)
+        return future
+
+    def _start(self, pool: Any, call: _Call) -> None:
+        pool.spawn(call.run).rawlink(lambda _: self._done(call))
+
+    def _start_waiting(self) -> None:
+        pool = get_hub().threadpool
+        while self._waiting and not _compat.pool_is_full(pool):
+            self._start(pool, self._waiting.popleft())
+        if self._waiting and self._unfinished == len(self._waiting):
+            self._loop.call_later(POOL_RETRY_DELAY, self._start_waiting)
+
+    def _done(self, call: _Call) -> None:
+        # In the hub.
+        self._unfinished -= 1
+        if self._waiting:
+            self._start_waiting()
+        if not self._unfinished and self._joined is not None and not self._joined.done():
+            self._joined.set_result(None)
+        future = call.future
+        if future.cancelled() or self._loop.is_closed():
+            return
+        if call.error is None:
+            future.set_result(call.result)
+        elif isinstance(call.error, StopIteration):
+            # A future refuses it, since in the coroutine that awaits it would look like the end.
+            error = RuntimeError("the function in the executor raised StopIteration")
+            error.__cause__ = call.error
+            future.set_exception(error)
+        else:
+            future.set_exception(call.error)
+
+    async def join(self, timeout: float | None) -> None:
+        """Wait until no call waits or is under way, or warn after ``timeout`` seconds."""
+        if not self._unfinished:
+            return
+        self._joined = self._loop.create_future()
+        try:
+            await asyncio.wait_for(self._joined, timeout)
+        except (asyncio.TimeoutError, TimeoutError):
+            warnings.warn(
+                f"The executor did not finish its calls within {timeout} seconds.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+
+#: Seconds until a call looks again for a thread of the hub's pool, when other users of the pool
+#: have taken them all. gevent tells only those who block for one that a thread is free.
+POOL_RETRY_DELAY = 0.01
+
+
+def wrap_foreign_future(future: Any, loop: EventLoop) -> asyncio.Future[Any]:
+    """Return a future of this loop for one of an executor that somebody passed.
+
+    ``asyncio.wrap_future()`` takes ``concurrent.futures.Future`` and no other; the one of
+    ``gevent.threadpool.ThreadPoolExecutor`` only looks like it.
+    """
+    if asyncio.isfuture(future) or isinstance(future, concurrent.futures.Future):
+        return asyncio.wrap_future(future, loop=loop)
+    wrapper: asyncio.Future[Any] = loop.create_future()
+
+    def copy(future: Any) -> None:
+        if wrapper.cancelled() or loop.is_closed():
+            return
+        error = future.exception()
+        if error is not None:
+            wrapper.set_exception(error)
+        else:
+            wrapper.set_result(future.result())
+
+    def cancel(wrapper: asyncio.Future[Any]) -> None:
+        if wrapper.cancelled():
+            future.cancel()
+
+    wrapper.add_done_callback(cancel)
+    future.add_done_callback(lambda future: loop.call_soon_threadsafe(copy, future))
+    return wrapper

@@ -1,0 +1,79 @@
+"""The main road: run a coroutine on the gevent hub."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from asyncio_gevent._compat import get_running_loop
+from asyncio_gevent._event_loop import EventLoop
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+__all__ = ["new_event_loop", "run"]
+
+_T = TypeVar("_T")
+
+
+def new_event_loop(*, suspend: bool = True) -> EventLoop:
+    """Return a new `EventLoop`; the caller runs and closes it.
+
+    Args:
+        suspend: see `EventLoop`.
+    """
+    return EventLoop(suspend=suspend)
+
+
+def run(main: Coroutine[Any, Any, _T], *, debug: bool | None = None) -> _T:
+    """Run a coroutine in a new event loop on the gevent hub, and return its result.
+
+    ``asyncio_gevent.run(main())`` is ``asyncio.run(main())``, but only the calling greenlet
+    waits. Any number of greenlets of an OS thread may call it at the same time. When the greenlet
+    is killed, or times out by ``gevent.Timeout``, the tasks are cancelled and their ``finally``
+    blocks run before the exception goes on.
+
+    Args:
+        main: the coroutine.
+        debug: debug mode of the event loop; None leaves it to ``PYTHONASYNCIODEBUG``.
+
+    Returns:
+        What the coroutine returns.
+
+    Raises:
+        RuntimeError: called in a coroutine or callback of an event loop. Await the coroutine.
+        ValueError: ``main`` is not a coroutine.
+        BaseException: whatever the coroutine raises.
+
+    Blocks the greenlet. From any greenlet but the hub, in any OS thread.
+    """
+    if get_running_loop() is not None:
+        if asyncio.iscoroutine(main):
+            main.close()
+        raise RuntimeError(
+            "asyncio_gevent.run() cannot be called from a running event loop: `await` the "
+            "coroutine instead"
+        )
+    if not asyncio.iscoroutine(main):
+        raise ValueError(f"a coroutine was expected, got {main!r}: use `run(main())`")
+    if sys.version_info >= (3, 11):
+        with asyncio.Runner(debug=debug, loop_factory=EventLoop) as runner:
+            return runner.run(main)
+    return _run_in_3_10(main, debug)
+
+
+def _run_in_3_10(main: Coroutine[Any, Any, _T], debug: bool | None) -> _T:
+    # asyncio.run() of 3.10 makes its event loop by the policy, and there is no Runner yet.
+    loop = EventLoop()
+    try:
+        if debug is not None:
+            loop.set_debug(debug)
+        return loop.run_until_complete(main)
+    finally:
+        try:
+            asyncio.runners._cancel_all_tasks(loop)  # type: ignore[attr-defined]
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.run_until_complete(loop.shutdown_default_executor())
+        finally:
+            loop.close()

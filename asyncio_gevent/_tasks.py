@@ -1,0 +1,121 @@
+"""Tasks whose cancel reaches a step that is suspended in a blocking gevent call.
+
+asyncio's ``Task.cancel()`` cancels the future that the task awaits. A suspended step awaits
+none: it is in the middle of ``send()``, in a greenlet that waits in the hub. So the exception is
+thrown into that greenlet. The C implementation must not hear of it, or it would cancel the next
+``await`` as well; ``cancelling()`` and ``uncancel()`` must count it all the same, since
+``asyncio.timeout()`` and ``TaskGroup`` are built on these counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Task", "shadow_cancel", "unshadow_cancel"]
+
+
+class Task(asyncio.Task[Any]):
+    """The default task of the event loop: ``asyncio.Task`` with a cancel that reaches further.
+
+    ``_thrown`` counts the requests for cancellation that were thrown into a suspended step and
+    not yet taken back by ``uncancel()``; the C implementation counts the others.
+    """
+
+    __slots__ = ("_thrown",)
+    _thrown: int
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Request that the task cancel itself, also while a step of it is suspended.
+
+        Returns:
+            Whether the request was taken, that is whether the task was not done.
+
+        Does not block. Call it from the OS thread of the loop.
+        """
+        loop: Any = self.get_loop()
+        # An event loop without suspended steps costs one look at an empty dict.
+        if loop._suspended_tasks and loop._throw_cancel(self, msg):
+            self._thrown = getattr(self, "_thrown", 0) + 1
+            return True
+        return super().cancel(msg)
+
+    def _cancel_instead(self, msg: Any) -> None:
+        # The step ended before the exception could be thrown: the request, which was counted
+        # here, becomes an ordinary one, which the C implementation counts.
+        self._thrown -= 1
+        super().cancel(msg)
+
+    # In 3.10 there are no counts, and nobody calls these.
+
+    def cancelling(self) -> int:
+        """Return how many requests for cancellation have not been taken back."""
+        return super().cancelling() + getattr(self, "_thrown", 0)
+
+    def uncancel(self) -> int:
+        """Take back one request for cancellation and return how many remain."""
+        thrown = getattr(self, "_thrown", 0)
+        if thrown:
+            self._thrown = thrown - 1
+            return self.cancelling()
+        return super().uncancel()
+
+
+class _Shadow:
+    """The same for a task of another class, while a step of it is suspended.
+
+    A task factory (``asyncio.eager_task_factory``, say) makes the tasks it likes. Their class
+    cannot be changed, but what is stored in the instance comes before the methods of the class.
+    """
+
+    __slots__ = ("msg", "task", "thrown")
+
+    def __init__(self, task: Any) -> None:
+        self.task = task
+        self.thrown = 0
+
+    def cancel(self, msg: Any = None) -> bool:
+        if self.task.get_loop()._throw_cancel(self.task, msg):
+            self.thrown += 1
+            return True
+        return bool(type(self.task).cancel(self.task, msg))
+
+    def _cancel_instead(self, msg: Any) -> None:
+        self.thrown -= 1
+        type(self.task).cancel(self.task, msg)
+
+    def cancelling(self) -> int:
+        return int(type(self.task).cancelling(self.task)) + self.thrown
+
+    def uncancel(self) -> int:
+        if self.thrown:
+            self.thrown -= 1
+            return self.cancelling()
+        return int(type(self.task).uncancel(self.task))
+
+
+_NAMES = ("cancel", "cancelling", "uncancel", "_cancel_instead")
+
+
+def shadow_cancel(task: Any) -> None:
+    """Let ``cancel()`` of this task of a foreign class reach its suspended step."""
+    attributes: dict[str, Any] | None = getattr(task, "__dict__", None)
+    if attributes is None or "_cancel_instead" in attributes:
+        return
+    shadow = _Shadow(task)
+    for name in _NAMES:
+        attributes[name] = getattr(shadow, name)
+
+
+def unshadow_cancel(task: Any) -> None:
+    """Undo `shadow_cancel`, unless a request is still counted by the shadow."""
+    attributes: dict[str, Any] = getattr(task, "__dict__", {})
+    instead: Callable[[Any], None] | None = attributes.get("_cancel_instead")
+    # The counts of a request that was thrown must last until it is taken back; the cycle of
+    # task and shadow, which then remains, is for the garbage collector.
+    if instead is not None and not instead.__self__.thrown:  # type: ignore[attr-defined]
+        for name in _NAMES:
+            attributes.pop(name, None)

@@ -1,0 +1,74 @@
+"""What threads and forks mean for runners and event loops.
+
+After patching, ``threading.current_thread()`` goes by the greenlet: in a runner it would be a
+stranger, and another one in each runner of an event loop (anyio compares them). So a runner
+answers with the ``Thread`` of the greenlet that runs the event loop.
+
+After ``os.fork()`` the child has a copy of every greenlet, and of the hub, which would go on
+with the parent's tasks, on the parent's sockets. So there the event loops stand still, but for
+the one whose own step forked and then returned: that child goes on with the event loop.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+from asyncio_gevent._originals import is_module_patched
+
+if TYPE_CHECKING:
+    from asyncio_gevent._event_loop import EventLoop
+    from asyncio_gevent._runners import Runner
+
+__all__ = ["alias", "current_thread", "note_running", "unalias"]
+
+_active: dict[int, Any] = threading._active  # type: ignore[attr-defined]
+_aliases: dict[int, Any] = {}
+_running: WeakSet[EventLoop] = WeakSet()
+_hooks_registered = False
+
+
+def current_thread() -> Any:
+    """Return the ``Thread`` of the calling greenlet where threads are greenlets, else None."""
+    return threading.current_thread() if is_module_patched("threading") else None
+
+
+def alias(runner: Runner, thread: Any) -> None:
+    """Let ``threading.current_thread()`` be this thread in the runner; None does nothing."""
+    if thread is not None:
+        _active[id(runner)] = _aliases[id(runner)] = thread
+
+
+def unalias(runner: Runner) -> None:
+    """Undo `alias`."""
+    if _aliases.pop(id(runner), None) is not None:
+        _active.pop(id(runner), None)
+
+
+def note_running(loop: EventLoop) -> None:
+    """Let this event loop stand still in forked children, and take aliases back for a fork."""
+    global _hooks_registered
+    _running.add(loop)
+    if not _hooks_registered:
+        _hooks_registered = True
+        os.register_at_fork(
+            before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_after_in_child
+        )
+
+
+def _before_fork() -> None:
+    # threading's own hook wants a thread to have one identifier.
+    for key in _aliases:
+        _active.pop(key, None)
+
+
+def _after_in_parent() -> None:
+    _active.update(_aliases)
+
+
+def _after_in_child() -> None:
+    _aliases.clear()
+    for loop in list(_running):
+        loop._freeze()

@@ -1,0 +1,301 @@
+"""What the hub watches for the event loop: descriptors, signals, children.
+
+Rule 1: a watcher of a descriptor lives as long as its registration, and is level-triggered: it
+        fires at every poll of the hub while the descriptor is ready.
+Rule 2: a handle that waits to be run, or is suspended, is not queued a second time.
+Rule 3: watchers are active only while the event loop runs, and belong to the hub that runs it.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+from asyncio import Handle
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from asyncio_gevent._originals import os_close
+
+if TYPE_CHECKING:
+    from asyncio_gevent._event_loop import EventLoop
+
+__all__ = ["READ", "WRITE", "IOHandle", "Registry", "close", "wake_on_signals", "watch_child", "watch_child_by_sigchld"]
+
+#: Event masks of gevent's ``loop.io()``, the same for libev and libuv.
+READ = 1
+WRITE = 2
+
+
+class IOHandle(Handle):
+    """The callback of a descriptor that is ready to read or to write, with its watcher.
+
+    Attributes:
+        queued: in the ready queue, being run, or suspended. Set by `fire`, cleared when the
+            callback returns. While it is set the watcher must not queue the handle again.
+        held: the watcher was stopped because it fired while `queued` was set; it is started
+            again when the callback returns.
+        successor: the handle that replaced this one while its callback was suspended. It is
+            held until that callback returns, or data would be delivered out of order.
+    """
+
+    __slots__ = ("events", "fd", "held", "queued", "successor", "watcher")
+
+    if TYPE_CHECKING:
+        _loop: EventLoop
+        _cancelled: bool
+
+    def __init__(
+        self, fd: int, events: int, callback: Callable[..., Any], args: tuple[Any, ...], loop: Any
+    ) -> None:
+        super().__init__(callback, args, loop, None)
+        self.fd = fd
+        self.events = events
+        self.queued = False
+        self.held = False
+        self.successor: IOHandle | None = None
+        self.watcher: Any = None
+
+    def start(self) -> None:
+        """Start watching, with a new watcher of the hub that runs the event loop.
+
+        A new one even where one is left from before: only a watcher that was never started
+        makes libev tell the kernel of the descriptor again, and the number may since have been
+        closed and given to another file.
+        """
+        self.close_watcher()
+        self.watcher = self._loop._hub_loop.io(self.fd, self.events)
+        self.watcher.start(self.fire)
+
+    def close_watcher(self) -> None:
+        """Stop watching."""
+        watcher = self.watcher
+        if watcher is not None:
+            self.watcher = None
+            close(watcher)
+
+    def fire(self) -> None:
+        """Queue the callback; called in the hub when the descriptor is ready."""
+        if self.queued:
+            self.held = True
+            self.watcher.stop()
+            return
+        self.queued = True
+        loop = self._loop
+        loop._ready.append(self)
+        if not loop._awake:
+            loop._wake()
+
+    def cancel(self) -> None:
+        """Stop watching and forget the callback."""
+        super().cancel()
+        self.close_watcher()
+
+    def _run(self) -> None:
+        try:
+            super()._run()  # type: ignore[misc]
+        finally:
+            self.queued = False
+            if self.held:
+                self.release()
+            successor = self.successor
+            if successor is not None:
+                self.successor = None
+                self._loop._busy_io.pop((self.fd, self.events), None)
+                successor.release()
+
+    def release(self) -> None:
+        """Watch again after `held`."""
+        self.held = False
+        if not self._cancelled and self._loop.is_running():
+            self.start()
+
+
+def close(watcher: Any) -> None:
+    """Stop and close a watcher, also one whose hub was destroyed meanwhile."""
+    try:
+        watcher.stop()
+        watcher.close()
+    except ValueError:  # libev: "operation on destroyed loop"
+        pass
+
+
+class Registry(selectors.BaseSelector):
+    """Says which descriptors the event loop watches, in the words of ``selectors``.
+
+    The standard library's transports look at their loop's selector to describe themselves, and
+    so do people. It cannot be polled: the hub does that.
+    """
+
+    def __init__(self, readers: dict[int, IOHandle], writers: dict[int, IOHandle]) -> None:
+        self._readers = readers
+        self._writers = writers
+
+    def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
+        """Return a new mapping of the descriptors to their keys."""
+        return {fd: self.get_key(fd) for fd in {**self._readers, **self._writers}}
+
+    def get_key(self, fileobj: Any) -> selectors.SelectorKey:
+        """Return the key of a descriptor, or raise ``KeyError``."""
+        reader, writer = self._readers.get(fileobj), self._writers.get(fileobj)
+        if reader is None and writer is None:
+            raise KeyError(f"{fileobj!r} is not registered")
+        events = (reader is not None and selectors.EVENT_READ) | (
+            writer is not None and selectors.EVENT_WRITE
+        )
+        return selectors.SelectorKey(fileobj, fileobj, int(events), (reader, writer))
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        """Refuse: use ``loop.add_reader()`` or ``loop.add_writer()``."""
+        raise NotImplementedError("use loop.add_reader() or loop.add_writer()")
+
+    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
+        """Refuse: use ``loop.remove_reader()`` or ``loop.remove_writer()``."""
+        raise NotImplementedError("use loop.remove_reader() or loop.remove_writer()")
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """Refuse: this event loop has no poll of its own."""
+        raise NotImplementedError("the gevent hub polls for this event loop")
+
+    def close(self) -> None:
+        """Do nothing: there is nothing of its own."""
+
+
+# --- signals ------------------------------------------------------------------------------------
+
+
+class _SignalWakeup:
+    """Wakes the main thread's hub for the handlers that Python runs for signals.
+
+    A signal that arrives just before the hub polls would be seen after the poll only. The
+    interpreter writes a byte to the descriptor given to ``signal.set_wakeup_fd()``; that ends
+    the poll. There is one such descriptor in a process, so all event loops share this.
+    """
+
+    def __init__(self) -> None:
+        self._users: set[Any] = set()
+        self._watcher: Any = None
+        self._pipe: tuple[int, int] | None = None
+        self._previous = -1
+
+    def acquire(self, user: Any, hub: Any) -> None:
+        """Wake this hub for signals, until `release` has been called by every user.
+
+        Raises ``ValueError`` outside the main OS thread.
+        """
+        pipe = self._pipe
+        if pipe is None:
+            pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else _pipe()
+        # Each time: it is what raises in other threads, and others may have set theirs meanwhile.
+        try:
+            previous = signal.set_wakeup_fd(pipe[1], warn_on_full_buffer=False)
+        except ValueError:
+            if pipe is not self._pipe:
+                os_close(pipe[0])
+                os_close(pipe[1])
+            raise
+        if previous != pipe[1]:
+            self._previous = previous
+        self._pipe = pipe
+        self._users.add(user)
+        if self._watcher is None or self._watcher.loop is not hub.loop:
+            if self._watcher is not None:
+                close(self._watcher)
+            # ref=False: waiting for a signal is no reason for the hub to go on.
+            self._watcher = hub.loop.io(self._pipe[0], READ, ref=False)
+            self._watcher.start(self._drain)
+
+    def release(self, user: Any) -> None:
+        """Take back `acquire`; no error where there was none."""
+        self._users.discard(user)
+        if self._users or self._pipe is None:
+            return
+        reader, writer = self._pipe
+        self._pipe = None
+        close(self._watcher)
+        self._watcher = None
+        try:
+            current = signal.set_wakeup_fd(self._previous)
+            if current != writer:  # somebody else's by now
+                signal.set_wakeup_fd(current)
+        except (ValueError, OSError):  # not the main thread, or a closed descriptor
+            pass
+        os_close(reader)
+        os_close(writer)
+
+    def _drain(self) -> None:
+        assert self._pipe is not None
+        try:
+            while len(os.read(self._pipe[0], 4096)) == 4096:
+                pass
+        except BlockingIOError:
+            pass
+
+
+def _pipe() -> tuple[int, int]:
+    pipe = os.pipe()
+    for fd in pipe:
+        os.set_blocking(fd, False)
+    return pipe
+
+
+wake_on_signals = _SignalWakeup()
+
+
+# --- children -----------------------------------------------------------------------------------
+
+
+def watch_child(hub: Any, pid: int, callback: Callable[[int], None]) -> None:
+    """Call ``callback(returncode)`` in the hub when the child of this process has ended.
+
+    Watches a pidfd where the system has them: only this child is reaped, in any OS thread, and
+    no SIGCHLD handler is installed. Else it is the hub's child watcher, which reaps every child
+    of the process and exists in the main thread only.
+
+    Raises:
+        RuntimeError: neither is to be had.
+    """
+    try:
+        pidfd = os.pidfd_open(pid)  # type: ignore[attr-defined, unused-ignore]
+    except (AttributeError, OSError):
+        watch_child_by_sigchld(hub, pid, callback)
+        return
+    watcher = hub.loop.io(pidfd, READ)
+
+    def exited() -> None:
+        close(watcher)
+        os_close(pidfd)
+        try:
+            _, status = os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            # Somebody reaped it, and the status is lost; asyncio's watchers say 255 then.
+            callback(255)
+        else:
+            callback(_exit_code(status))
+
+    watcher.start(exited)
+
+
+def watch_child_by_sigchld(hub: Any, pid: int, callback: Callable[[int], None]) -> None:
+    """The same with the hub's child watcher, in the main OS thread."""
+    try:
+        watcher = hub.loop.child(pid)
+    except TypeError as error:
+        raise RuntimeError(
+            "on this system a subprocess can be watched in the main thread only: run the event "
+            "loop there"
+        ) from error
+
+    def exited() -> None:
+        status = watcher.rstatus
+        close(watcher)
+        callback(_exit_code(status))
+
+    watcher.start(lambda *_: exited())
+
+
+def _exit_code(status: int) -> int:
+    try:
+        return os.waitstatus_to_exitcode(status)
+    except ValueError:
+        return status

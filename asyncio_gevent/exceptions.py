@@ -1,0 +1,21 @@
+"""The exceptions of asyncio_gevent, in one public place."""
+
+from __future__ import annotations
+
+from gevent.exceptions import BlockingSwitchOutError
+
+__all__ = ["AsyncioGeventError", "BlockingCallError"]
+
+
+class AsyncioGeventError(Exception):
+    """Base class of the exceptions that only this package raises."""
+
+
+class BlockingCallError(AsyncioGeventError, RuntimeError, BlockingSwitchOutError):
+    """A gevent call would have blocked where it must not.
+
+    Raised in a coroutine or callback of an ``EventLoop(suspend=False)``, and by
+    ``run_forever()`` when it is called in the hub. It is a ``RuntimeError``, which is what
+    asyncio raises for a loop that is used in the wrong place, and a
+    ``gevent.exceptions.BlockingSwitchOutError``, which is what gevent raises in the hub.
+    """
