@@ -25,9 +25,11 @@ __all__ = [
     "SelectorSocketTransport",
     "UnixReadPipeTransport",
     "UnixSubprocessTransport",
-    "copy_future_state",
+    "convert_future_exception",
+    "chosen_child_watcher",
     "current_task",
     "enter_task",
+    "format_callback",
     "format_handle",
     "get_running_loop",
     "has_deferred_closes",
@@ -39,15 +41,37 @@ __all__ = [
 
 # --- asyncio: who runs in this thread -----------------------------------------------------------
 
-#: Up to 3.13 the current task is kept per loop, from 3.14 on per thread, and both of these raise
-#: there unless the loop is the running one: set the loop, then enter; leave, then clear the loop.
-enter_task: Callable[[Any, Any], None] = tasks._enter_task
-leave_task: Callable[[Any, Any], None] = tasks._leave_task
-current_task: Callable[[Any], Any] = asyncio.current_task  # type: ignore[assignment]
+# Looked up at each call, as asyncio does: there are tests, and libraries, that replace them.
 
-#: The running loop of the OS thread, without the check that there is one.
-get_running_loop: Callable[[], Any] = events._get_running_loop
-set_running_loop: Callable[[Any], None] = events._set_running_loop
+
+def get_running_loop() -> Any:
+    """Return the running loop of the OS thread, or None."""
+    return events._get_running_loop()
+
+
+def set_running_loop(loop: Any) -> None:
+    """Set the running loop of the OS thread."""
+    events._set_running_loop(loop)
+
+
+# Up to 3.13 the current task is kept per loop, from 3.14 on per thread, and the last two raise
+# there unless the loop is the running one: set the loop, then enter; leave, then clear the loop.
+
+
+def current_task(loop: Any) -> Any:
+    """Return the task whose step runs, or None."""
+    return tasks.current_task(loop)
+
+
+def enter_task(loop: Any, task: Any) -> None:
+    """Make this task the current one; there must be none."""
+    tasks._enter_task(loop, task)
+
+
+def leave_task(loop: Any, task: Any) -> None:
+    """Let there be no current task; it must be this one."""
+    tasks._leave_task(loop, task)
+
 
 # --- asyncio: parts of the standard loop that ours is made of -----------------------------------
 
@@ -58,7 +82,22 @@ SelectorDatagramTransport: Any = (
 UnixReadPipeTransport: Any = unix_events._UnixReadPipeTransport  # type: ignore[attr-defined]
 UnixSubprocessTransport: Any = unix_events._UnixSubprocessTransport  # type: ignore[attr-defined]
 SSLProtocol: Any = sslproto.SSLProtocol
-copy_future_state: Callable[[Any, Any], None] = futures._copy_future_state  # type: ignore[attr-defined]
+
+#: asyncio's exception for one of concurrent.futures.
+convert_future_exception: Callable[[BaseException], BaseException] = (
+    futures._convert_future_exc  # type: ignore[attr-defined]
+)
+
+
+def format_callback(handle: Any) -> str:
+    """Describe the callback of a handle, as asyncio does in its messages."""
+    return str(
+        asyncio.format_helpers._format_callback_source(  # type: ignore[attr-defined]
+            handle._callback, handle._args
+        )
+    )
+
+
 format_handle: Callable[[Any], str] = (
     asyncio.base_events._format_handle  # type: ignore[attr-defined]
 )
@@ -80,6 +119,19 @@ if sys.version_info >= (3, 14):
     DefaultEventLoopPolicy: Any = unix_events._DefaultEventLoopPolicy  # type: ignore[attr-defined]
 else:
     DefaultEventLoopPolicy = asyncio.DefaultEventLoopPolicy
+
+
+def chosen_child_watcher() -> Any:
+    """Return the child watcher that somebody set with ``asyncio.set_child_watcher()``, or None.
+
+    Not one that asyncio makes by itself, which the hub replaces. They are gone in 3.14.
+    """
+    if sys.version_info >= (3, 14):
+        return None
+    watcher = getattr(asyncio.get_event_loop_policy(), "_watcher", None)
+    defaults = (asyncio.ThreadedChildWatcher, getattr(asyncio, "PidfdChildWatcher", ()))
+    return None if isinstance(watcher, defaults) else watcher
+
 
 # --- gevent --------------------------------------------------------------------------------------
 

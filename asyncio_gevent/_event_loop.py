@@ -22,11 +22,9 @@ import errno
 import heapq
 import os
 import signal
-import socket
 import stat
 import sys
-from asyncio import TimerHandle, events
-from asyncio.log import logger
+from asyncio import TimerHandle, base_events, events, unix_events
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +65,8 @@ MAX_PASSES = 16
 #: 0.7; what it costs to keep one is its stack, about 10 KiB.
 MAX_PARKED = 64
 
-_get_asyncgen_hooks = sys.get_asyncgen_hooks
+_DEFAULT_HANDLERS = {signal.SIGINT: signal.default_int_handler}
+
 _set_asyncgen_hooks = sys.set_asyncgen_hooks
 
 
@@ -90,6 +89,10 @@ class Handle(asyncio.Handle):
         self._cancelled = False
         self._repr = None
         self._source_traceback = None
+
+
+#: The handles that a batch runs itself. Others, of later Pythons say, have a `_run` of their own.
+_OWN_KINDS = frozenset((Handle, IOHandle, TimerHandle))
 
 
 class EventLoop(asyncio.SelectorEventLoop):
@@ -160,7 +163,6 @@ class EventLoop(asyncio.SelectorEventLoop):
         self._cancels: set[Runner] = set()
         self._waiter: Any = None
         self._thread: Any = None
-        self._wakeup: Any = None
         self._async: Any = None
         self._timer: Any = None
         self._timer_when = 0.0
@@ -171,6 +173,8 @@ class EventLoop(asyncio.SelectorEventLoop):
         self._hub_executor: HubExecutor | None = None
         super().__init__(Registry(self._readers, self._writers))
         # Bound once: they are set at every edge.
+        self._outer_hooks: tuple[Any, Any] = (None, None)
+        self._outer_depth = 0
         self._hooks = (self._asyncgen_firstiter_hook, self._asyncgen_finalizer_hook)
 
     # --- running ----------------------------------------------------------------------------
@@ -205,6 +209,11 @@ class EventLoop(asyncio.SelectorEventLoop):
             finally:
                 del failure  # no cycle through the traceback
 
+    def _run_once(self) -> None:
+        # One iteration; asyncio's tests and some programs that pump a loop by hand call it.
+        self._stopping = True
+        self.run_forever()
+
     def stop(self) -> None:
         """Let ``run_forever()`` return after the handles that are ready now."""
         self._stopping = True
@@ -230,6 +239,8 @@ class EventLoop(asyncio.SelectorEventLoop):
             alias(runner, self._thread)
         self._stopped = False
         self._failure = None
+        self._outer_hooks = sys.get_asyncgen_hooks()
+        self._outer_depth = sys.get_coroutine_origin_tracking_depth()
         self._set_coroutine_origin_tracking(self._debug)
         self._attach()
         note_running(self)
@@ -268,9 +279,6 @@ class EventLoop(asyncio.SelectorEventLoop):
             if each is not None:
                 close(each)
         self._poll_timer = self._timer = None
-        if self._wakeup is not None:
-            self._wakeup.stop()
-            self._wakeup = None
         for handle in self._io_handles():
             handle.close_watcher()
 
@@ -278,6 +286,7 @@ class EventLoop(asyncio.SelectorEventLoop):
         # In a forked child. `_settle` attaches it again if a step of its own forked and returns.
         if self._waiter is not None:
             self._detach()
+            self._batch = None
             self._frozen = True
 
     def _io_handles(self) -> list[IOHandle]:
@@ -310,7 +319,7 @@ class EventLoop(asyncio.SelectorEventLoop):
             self._write_to_self()
             return
         self._awake = True
-        self._wakeup = self._run_callback(self._dispatch)
+        self._run_callback(self._dispatch)
 
     def _write_to_self(self) -> None:
         # From any OS thread, and from signal handlers.
@@ -336,11 +345,11 @@ class EventLoop(asyncio.SelectorEventLoop):
         # those of timers first. The next round of its callbacks comes after all of them.
         if self._poll_timer is not None:
             self._poll_timer.stop()
-            self._wakeup = self._run_callback(self._dispatch)
+            self._run_callback(self._dispatch)
 
     def _dispatch(self) -> None:
         # In the hub.
-        if self._waiter is None or self._batch is not None:
+        if self._waiter is None or self._frozen or self._batch is not None:
             return
         runner = self._primary
         if runner is None:
@@ -357,25 +366,23 @@ class EventLoop(asyncio.SelectorEventLoop):
 
     # --- the edge ---------------------------------------------------------------------------
 
-    def _enter(self, runner: Runner) -> tuple[Any, Any, int]:
-        outer = get_running_loop(), _get_asyncgen_hooks(), -1
+    def _enter(self, runner: Runner) -> Any:
+        outer = get_running_loop()
         set_running_loop(self)
         _set_asyncgen_hooks(*self._hooks)
         if self._coroutine_origin_tracking_enabled:
-            outer = (*outer[:2], sys.get_coroutine_origin_tracking_depth())
             sys.set_coroutine_origin_tracking_depth(_compat.DEBUG_STACK_DEPTH)
         if runner.resumed:
             self._forget_suspended(runner)
         return outer
 
-    def _leave(self, runner: Runner, outer: tuple[Any, Any, int]) -> None:
+    def _leave(self, runner: Runner, outer: Any) -> None:
         if runner.state is not PARKED:
             self._note_suspended(runner)
-        running, hooks, depth = outer
-        if depth >= 0 or self._coroutine_origin_tracking_enabled:
-            sys.set_coroutine_origin_tracking_depth(max(depth, 0))
-        _set_asyncgen_hooks(*hooks)
-        set_running_loop(running)
+        if self._coroutine_origin_tracking_enabled:
+            sys.set_coroutine_origin_tracking_depth(self._outer_depth)
+        _set_asyncgen_hooks(*self._outer_hooks)
+        set_running_loop(outer)
 
     def _note_suspended(self, runner: Runner) -> None:
         self._suspended.add(runner)
@@ -429,31 +436,37 @@ class EventLoop(asyncio.SelectorEventLoop):
         parked = runner.state is PARKED
         if parked:
             runner.loop = runner.handle = None
-            if self._closed:
-                runner.retire()
-            elif runner is not self._primary:
-                if len(self._parked) < MAX_PARKED:
-                    self._parked.append(runner)
-                else:
-                    unalias(runner)
-                    runner.retire()
-        if self._frozen:
-            if parked:
-                self._batch = None
-                self._attach()
-        elif self._batch is runner:
-            self._batch = None
-            if self._stopped or self._failure is not None:
-                self._finish()
-            elif self._ready or self._stopping:
-                if parked:
-                    self._poll_timer.start(self._on_polled)
-                else:
-                    self._wakeup = self._run_callback(self._dispatch)
-            else:
-                self._rest()
-        elif self._failure is not None:
+            if runner is not self._primary or self._closed:
+                self._put_away(runner)
+        if self._batch is not runner:
+            self._settle_resumed(parked)
+            return
+        self._batch = None
+        if self._stopped or self._failure is not None:
             self._finish()
+        elif self._ready or self._stopping:
+            if parked:
+                self._poll_timer.start(self._on_polled)
+            else:
+                self._run_callback(self._dispatch)
+        else:
+            self._rest()
+
+    def _settle_resumed(self, parked: bool) -> None:
+        # The step was suspended, and batches are the business of other runners.
+        if self._failure is not None:
+            self._finish()
+        elif parked and self._frozen:
+            self._attach()
+        elif not self._awake:
+            self._poll_for_deferred_closes()
+
+    def _put_away(self, runner: Runner) -> None:
+        if self._closed or len(self._parked) >= MAX_PARKED:
+            unalias(runner)
+            runner.retire()
+        else:
+            self._parked.append(runner)
 
     def _rest(self) -> None:
         # In this order: a signal handler may append at any moment, and wakes if this is False.
@@ -461,14 +474,18 @@ class EventLoop(asyncio.SelectorEventLoop):
         if self._ready or self._stopping:
             self._wake()
             return
-        self._drop_cancelled_timers()
         if self._scheduled:
-            when = self._scheduled[0]._when
-            if self._timer is None or when < self._timer_when:
-                self._start_timer(when)
+            self._drop_cancelled_timers()
+            if self._scheduled:
+                when = self._scheduled[0]._when
+                if self._timer is None or when < self._timer_when:
+                    self._start_timer(when)
+        self._poll_for_deferred_closes()
+
+    def _poll_for_deferred_closes(self) -> None:
+        # The patched os.close() closes after the next poll and does not end it: without a poll
+        # that ends at once, whoever waits for the end of that pipe waits for ever.
         if _compat.has_deferred_closes() and self._poll_timer is not None:
-            # The patched os.close() closes after the next poll and does not end it: without a
-            # poll that ends at once, whoever waits for the end of that pipe waits for ever.
             self._poll_timer.start(self._poll_timer.stop)
 
     def _start_timer(self, when: float) -> None:
@@ -500,8 +517,19 @@ class EventLoop(asyncio.SelectorEventLoop):
                         # A context can be entered once, and a suspended step is still in it.
                         handle._context = handle._context.copy()
                     runner.handle = handle
+                    kind = handle.__class__
                     if self._debug:
-                        self._run_in_debug_mode(handle)
+                        self._run_in_debug_mode(runner)
+                    elif kind in _OWN_KINDS:
+                        # What their `_run` does, without the call.
+                        try:
+                            handle._context.run(handle._callback, *handle._args)
+                        except (SystemExit, KeyboardInterrupt):
+                            raise
+                        except BaseException as error:
+                            self._report(handle, error)
+                        if kind is IOHandle:
+                            handle.returned()
                     else:
                         handle._run()
                     if runner.resumed:
@@ -514,22 +542,34 @@ class EventLoop(asyncio.SelectorEventLoop):
         except (SystemExit, KeyboardInterrupt) as error:
             self._failure = error
 
-    def _run_in_debug_mode(self, handle: Any) -> None:
+    def _run_in_debug_mode(self, runner: Runner) -> None:
+        # The handle is in no local variable: an exception keeps the frames it went through, and
+        # the handle its task, which would then be forgotten by the garbage collector only.
         started = self.time()
-        runner = getcurrent()
-        suspended = runner.suspended_seconds if isinstance(runner, Runner) else 0.0
-        self._current_handle = handle
+        suspended = runner.suspended_seconds
+        self._current_handle = runner.handle
         try:
-            handle._run()
+            runner.handle._run()
         finally:
             self._current_handle = None
         # Time in which it was suspended is time in which it did not hold up anybody.
-        suspended = runner.suspended_seconds - suspended if isinstance(runner, Runner) else 0.0
-        duration = self.time() - started - suspended
+        duration = self.time() - started - (runner.suspended_seconds - suspended)
         if duration >= self.slow_callback_duration:
-            logger.warning(
-                "Executing %s took %.3f seconds", _compat.format_handle(handle), duration
+            base_events.logger.warning(  # type: ignore[attr-defined]
+                "Executing %s took %.3f seconds", _compat.format_handle(runner.handle), duration
             )
+
+    def _report(self, handle: Any, error: BaseException) -> None:
+        # As in asyncio.Handle._run().
+        current = getcurrent()
+        if isinstance(error, GreenletExit) and isinstance(current, Runner) and current.closing:
+            return  # thrown by `close()`, nobody's mistake
+        context = {
+            "message": f"Exception in callback {_compat.format_callback(handle)}",
+            "exception": error,
+            "handle": handle,
+        }
+        self.call_exception_handler(context)
 
     def _has_due_timer(self) -> bool:
         scheduled = self._scheduled
@@ -645,18 +685,9 @@ class EventLoop(asyncio.SelectorEventLoop):
     def _set_coroutine_origin_tracking(self, enabled: bool) -> None:
         self._coroutine_origin_tracking_enabled = bool(enabled)
         if get_running_loop() is self:
-            sys.set_coroutine_origin_tracking_depth(_compat.DEBUG_STACK_DEPTH if enabled else 0)
-
-    def call_exception_handler(self, context: Any) -> None:
-        """Call the exception handler of the event loop."""
-        current = getcurrent()
-        if (
-            isinstance(context.get("exception"), GreenletExit)
-            and isinstance(current, Runner)
-            and current.closing
-        ):
-            return  # thrown by `close()`, nobody's mistake
-        super().call_exception_handler(context)
+            sys.set_coroutine_origin_tracking_depth(
+                _compat.DEBUG_STACK_DEPTH if enabled else self._outer_depth
+            )
 
     # --- tasks ------------------------------------------------------------------------------
 
@@ -808,6 +839,8 @@ class EventLoop(asyncio.SelectorEventLoop):
     ) -> IOHandle:
         if self._closed:
             self._check_closed()
+        if fd.__class__ is not int:
+            fd = _fileno(fd)
         handle = IOHandle(fd, mask, callback, args, self)
         previous = handles.get(fd)
         handles[fd] = handle
@@ -883,6 +916,10 @@ class EventLoop(asyncio.SelectorEventLoop):
         extra: Any = None,
         **kwargs: Any,
     ) -> Any:
+        if _compat.chosen_child_watcher() is not None:
+            return await super()._make_subprocess_transport(  # type: ignore[misc]
+                protocol, args, shell, stdin, stdout, stderr, bufsize, extra, **kwargs
+            )
         waiter = self.create_future()
         transport = SubprocessTransport(
             self, protocol, args, shell, stdin, stdout, stderr, bufsize,
@@ -918,9 +955,9 @@ class EventLoop(asyncio.SelectorEventLoop):
             raise RuntimeError(str(error)) from error
         self._signal_handlers[sig] = events.Handle(callback, args, self, None)
         try:
-            signal.signal(sig, self._on_signal)
+            unix_events.signal.signal(sig, self._on_signal)
             # Limit the occurrences of EINTR, as asyncio does.
-            signal.siginterrupt(sig, False)
+            unix_events.signal.siginterrupt(sig, False)
         except OSError as error:
             del self._signal_handlers[sig]
             if not self._signal_handlers:
@@ -937,10 +974,7 @@ class EventLoop(asyncio.SelectorEventLoop):
         if self._signal_handlers.pop(sig, None) is None:
             return False
         try:
-            if sig == signal.SIGINT:
-                signal.signal(sig, signal.default_int_handler)
-            else:
-                signal.signal(sig, signal.SIG_DFL)
+            unix_events.signal.signal(sig, _DEFAULT_HANDLERS.get(sig, signal.SIG_DFL))
         except OSError as error:
             if error.errno == errno.EINVAL:
                 raise RuntimeError(f"sig {sig} cannot be caught") from error
@@ -1002,7 +1036,8 @@ class EventLoop(asyncio.SelectorEventLoop):
         flags: int = 0,
     ) -> Any:
         """Look an address up with the hub's resolver."""
-        if socket.getaddrinfo not in _OWN_RESOLVERS:
+        # asyncio's name for the module: it may have been replaced there, too.
+        if base_events.socket.getaddrinfo not in _OWN_RESOLVERS:  # type: ignore[attr-defined]
             # Somebody put a function of theirs there, and asyncio calls what is there.
             return await super().getaddrinfo(
                 host, port, family=family, type=type, proto=proto, flags=flags
@@ -1012,7 +1047,7 @@ class EventLoop(asyncio.SelectorEventLoop):
 
     async def getnameinfo(self, sockaddr: Any, flags: int = 0) -> Any:
         """Look a name up with the hub's resolver."""
-        if socket.getnameinfo not in _OWN_RESOLVERS:
+        if base_events.socket.getnameinfo not in _OWN_RESOLVERS:  # type: ignore[attr-defined]
             return await super().getnameinfo(sockaddr, flags)
         return await self._resolve(get_hub().resolver.getnameinfo, sockaddr, flags)
 
@@ -1037,7 +1072,7 @@ class EventLoop(asyncio.SelectorEventLoop):
         finally:
             greenlet.kill(block=False)
             if self._debug:
-                logger.debug("Looking up %r took %.3f seconds", args, self.time() - started)
+                base_events.logger.debug("Looking up %r took %.3f seconds", args, self.time() - started)
 
 
 _OWN_RESOLVERS = (
@@ -1049,7 +1084,13 @@ _OWN_RESOLVERS = (
 
 
 def _fileno(fd: Any) -> int:
-    return fd if isinstance(fd, int) else int(fd.fileno())
+    # As in the module selectors, which asyncio leaves this to.
+    if isinstance(fd, int):
+        return fd
+    try:
+        return int(fd.fileno())
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(f"Invalid file object: {fd!r}") from None
 
 
 def _waitable(fd: Any) -> int:

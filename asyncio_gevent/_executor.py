@@ -114,7 +114,7 @@ class HubExecutor:
             error.__cause__ = call.error
             future.set_exception(error)
         else:
-            future.set_exception(call.error)
+            future.set_exception(_compat.convert_future_exception(call.error))
 
     async def join(self, timeout: float | None) -> None:
         """Wait until no call waits or is under way, or warn after ``timeout`` seconds."""
@@ -151,7 +151,7 @@ def wrap_foreign_future(future: Any, loop: EventLoop) -> asyncio.Future[Any]:
             return
         error = future.exception()
         if error is not None:
-            wrapper.set_exception(error)
+            wrapper.set_exception(_compat.convert_future_exception(error))
         else:
             wrapper.set_result(future.result())
 

@@ -27,11 +27,6 @@ class EventLoopPolicy(_compat.DefaultEventLoopPolicy):  # type: ignore[misc]
 
     _loop_factory = EventLoop
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._native_local = _make_local(native_local)
-        self._greenlet_local = _make_local(local)
-
     @property
     def _local(self) -> Any:
         # Threads are greenlets from the moment of patching on, which may come after this policy
@@ -40,7 +35,10 @@ class EventLoopPolicy(_compat.DefaultEventLoopPolicy):  # type: ignore[misc]
 
     @_local.setter
     def _local(self, value: Any) -> None:
-        """Ignore the one that the base class makes."""
+        # The base class sets it when it is made, asyncio in a forked child: both mean that there
+        # is no current event loop anywhere.
+        self._native_local = _make_local(native_local)
+        self._greenlet_local = _make_local(local)
 
     def new_event_loop(self) -> asyncio.AbstractEventLoop:
         """Return a new event loop."""

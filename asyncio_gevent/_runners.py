@@ -82,6 +82,20 @@ class Runner(greenlet):
             kept in debug mode only.
     """
 
+    # A greenlet has a dictionary as well, but slots are read and written faster.
+    __slots__ = (
+        "closing",
+        "contexts",
+        "handle",
+        "loop",
+        "may_block",
+        "resumed",
+        "state",
+        "suspended_at",
+        "suspended_seconds",
+        "task",
+    )
+
     def __init__(self, hub: Any) -> None:
         super().__init__(parent=hub)
         self.state = PARKED

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from asyncio_gevent._originals import is_module_patched
+from asyncio_gevent._watchers import wake_on_signals
 
 if TYPE_CHECKING:
     from asyncio_gevent._event_loop import EventLoop
@@ -70,5 +71,6 @@ def _after_in_parent() -> None:
 
 def _after_in_child() -> None:
     _aliases.clear()
+    wake_on_signals.reset()
     for loop in list(_running):
         loop._freeze()

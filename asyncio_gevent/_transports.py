@@ -6,14 +6,16 @@ size from which malloc maps memory, so every read costs an mmap and its page fau
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from typing import Any
 
+import gevent.socket
 from gevent.hub import get_hub
 from greenlet import getcurrent
 
 from asyncio_gevent import _compat
-from asyncio_gevent._originals import is_module_patched
+from asyncio_gevent._originals import get_original, is_module_patched
 from asyncio_gevent._runners import Runner
 from asyncio_gevent._watchers import watch_child, watch_child_by_sigchld
 
@@ -23,10 +25,86 @@ __all__ = ["DatagramTransport", "ReadPipeTransport", "SocketTransport", "Subproc
 READ_SIZE = 64 * 1024
 
 
+def _socket_methods(sock: Any) -> Any:
+    # gevent's socket wraps the C one in Python, to wait where that would block. A transport's
+    # never blocks, so the wrapper only costs time.
+    return sock._sock if type(sock) is gevent.socket.socket else sock
+
+
 class SocketTransport(_compat.SelectorSocketTransport):  # type: ignore[misc]
-    """A stream socket."""
+    """A stream socket, with a short way for what it does most.
+
+    The short ways do what the standard library's methods do, with fewer calls: reading for a
+    protocol that is not buffered, and a write that the socket takes as a whole.
+    """
 
     max_size = READ_SIZE
+
+    def __init__(
+        self,
+        loop: Any,
+        sock: Any,
+        protocol: Any,
+        waiter: Any = None,
+        extra: Any = None,
+        server: Any = None,
+    ) -> None:
+        methods = _socket_methods(sock)
+        self._recv = methods.recv
+        self._send = methods.send
+        super().__init__(loop, sock, protocol, waiter, extra, server)
+
+    def set_protocol(self, protocol: Any) -> None:
+        """Set the protocol that gets the events from now on."""
+        super().set_protocol(protocol)
+        self._is_buffered = isinstance(protocol, asyncio.BufferedProtocol)
+
+    def _read_ready(self) -> None:
+        if self._is_buffered:
+            super()._read_ready()
+            return
+        if self._conn_lost:
+            return
+        try:
+            data = self._recv(READ_SIZE)
+        except (BlockingIOError, InterruptedError):
+            return
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._fatal_error(error, "Fatal read error on socket transport")
+            return
+        if not data:
+            self._read_ready__on_eof()
+            return
+        try:
+            self._protocol.data_received(data)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._fatal_error(error, "Fatal error: protocol.data_received() call failed.")
+
+    def write(self, data: Any) -> None:
+        """Send the data, at once where the socket takes it."""
+        if (
+            type(data) is bytes
+            and data
+            and not (self._buffer or self._eof or self._conn_lost)
+            and self._empty_waiter is None
+        ):
+            try:
+                sent = self._send(data)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                self._fatal_error(error, "Fatal write error on socket transport")
+                return
+            if sent == len(data):
+                return
+            data = memoryview(data)[sent:]
+        super().write(data)
 
 
 class DatagramTransport(_compat.SelectorDatagramTransport):  # type: ignore[misc]
@@ -44,23 +122,28 @@ class ReadPipeTransport(_compat.UnixReadPipeTransport):  # type: ignore[misc]
 class SubprocessTransport(_compat.UnixSubprocessTransport):  # type: ignore[misc]
     """A child process, of ``subprocess.Popen``, patched or not."""
 
-    def _start(self, *args: Any, **kwargs: Any) -> None:
+    def _start(self, args: Any, shell: bool, stdin: Any, stdout: Any, stderr: Any,
+               bufsize: int, **kwargs: Any) -> None:  # fmt: skip
         # gevent's Popen waits in the hub for the child to have started. That takes as long as
         # the fork that any Popen blocks for, and is not what suspend=False is to forbid.
-        if is_module_patched("subprocess") and not get_hub().loop.default:
-            raise RuntimeError(
-                "after monkey patching, gevent starts and watches subprocesses in the main OS "
-                "thread only: run the event loop there"
-            )
         current = getcurrent()
-        if not isinstance(current, Runner):
-            super()._start(*args, **kwargs)
-            return
-        current.may_block = True
+        if isinstance(current, Runner):
+            current.may_block = True
         try:
-            super()._start(*args, **kwargs)
+            hub = get_hub()
+            if hub.loop.default or not is_module_patched("subprocess"):
+                super()._start(args, shell, stdin, stdout, stderr, bufsize, **kwargs)
+            else:
+                # gevent's Popen is for the main OS thread. The interpreter's own is made of
+                # patched functions, which wait for this hub; in a thread without one they do
+                # not.
+                kwargs.update(shell=shell, stdin=stdin, stdout=stdout, stderr=stderr)
+                kwargs.update(universal_newlines=False, bufsize=bufsize)
+                popen = get_original("subprocess", "Popen")
+                self._proc = hub.threadpool.apply(popen, (args,), kwargs)
         finally:
-            current.may_block = False
+            if isinstance(current, Runner):
+                current.may_block = False
 
     def watch_exit(self) -> None:
         """Tell the protocol when the child has ended."""

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import os
 import selectors
-import signal
-from asyncio import Handle
+from asyncio import Handle, base_events, unix_events
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +83,9 @@ class IOHandle(Handle):
         loop = self._loop
         loop._ready.append(self)
         if not loop._awake:
-            loop._wake()
+            # `_wake`, which also serves other threads.
+            loop._awake = True
+            loop._run_callback(loop._dispatch)
 
     def cancel(self) -> None:
         """Stop watching and forget the callback."""
@@ -95,14 +96,18 @@ class IOHandle(Handle):
         try:
             super()._run()  # type: ignore[misc]
         finally:
-            self.queued = False
-            if self.held:
-                self.release()
-            successor = self.successor
-            if successor is not None:
-                self.successor = None
-                self._loop._busy_io.pop((self.fd, self.events), None)
-                successor.release()
+            self.returned()
+
+    def returned(self) -> None:
+        """Note that the callback has returned: the next event may queue the handle again."""
+        self.queued = False
+        if self.held:
+            self.release()
+        successor = self.successor
+        if successor is not None:
+            self.successor = None
+            self._loop._busy_io.pop((self.fd, self.events), None)
+            successor.release()
 
     def release(self) -> None:
         """Watch again after `held`."""
@@ -137,13 +142,14 @@ class Registry(selectors.BaseSelector):
 
     def get_key(self, fileobj: Any) -> selectors.SelectorKey:
         """Return the key of a descriptor, or raise ``KeyError``."""
-        reader, writer = self._readers.get(fileobj), self._writers.get(fileobj)
+        fd = fileobj if isinstance(fileobj, int) else fileobj.fileno()
+        reader, writer = self._readers.get(fd), self._writers.get(fd)
         if reader is None and writer is None:
             raise KeyError(f"{fileobj!r} is not registered")
         events = (reader is not None and selectors.EVENT_READ) | (
             writer is not None and selectors.EVENT_WRITE
         )
-        return selectors.SelectorKey(fileobj, fileobj, int(events), (reader, writer))
+        return selectors.SelectorKey(fileobj, fd, int(events), (reader, writer))
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
         """Refuse: use ``loop.add_reader()`` or ``loop.add_writer()``."""
@@ -176,33 +182,28 @@ class _SignalWakeup:
         self._users: set[Any] = set()
         self._watcher: Any = None
         self._pipe: tuple[int, int] | None = None
-        self._previous = -1
 
     def acquire(self, user: Any, hub: Any) -> None:
         """Wake this hub for signals, until `release` has been called by every user.
 
         Raises ``ValueError`` outside the main OS thread.
         """
-        pipe = self._pipe
-        if pipe is None:
-            pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else _pipe()
+        pipe = self._pipe or _pipe()
         # Each time: it is what raises in other threads, and others may have set theirs meanwhile.
         try:
-            previous = signal.set_wakeup_fd(pipe[1], warn_on_full_buffer=False)
-        except ValueError:
+            unix_events.signal.set_wakeup_fd(pipe[1])  # type: ignore[attr-defined]
+        except (ValueError, OSError):
             if pipe is not self._pipe:
                 os_close(pipe[0])
                 os_close(pipe[1])
             raise
-        if previous != pipe[1]:
-            self._previous = previous
         self._pipe = pipe
         self._users.add(user)
         if self._watcher is None or self._watcher.loop is not hub.loop:
             if self._watcher is not None:
                 close(self._watcher)
             # ref=False: waiting for a signal is no reason for the hub to go on.
-            self._watcher = hub.loop.io(self._pipe[0], READ, ref=False)
+            self._watcher = hub.loop.io(pipe[0], READ, ref=False)
             self._watcher.start(self._drain)
 
     def release(self, user: Any) -> None:
@@ -210,18 +211,22 @@ class _SignalWakeup:
         self._users.discard(user)
         if self._users or self._pipe is None:
             return
-        reader, writer = self._pipe
-        self._pipe = None
-        close(self._watcher)
-        self._watcher = None
         try:
-            current = signal.set_wakeup_fd(self._previous)
-            if current != writer:  # somebody else's by now
-                signal.set_wakeup_fd(current)
-        except (ValueError, OSError):  # not the main thread, or a closed descriptor
-            pass
-        os_close(reader)
-        os_close(writer)
+            unix_events.signal.set_wakeup_fd(-1)  # type: ignore[attr-defined]
+        except (ValueError, OSError) as error:
+            base_events.logger.info("set_wakeup_fd(-1) failed: %s", error)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything; in a forked child, whose pipe is the parent's."""
+        self._users.clear()
+        if self._pipe is not None:
+            reader, writer = self._pipe
+            self._pipe = None
+            close(self._watcher)
+            self._watcher = None
+            os_close(reader)
+            os_close(writer)
 
     def _drain(self) -> None:
         assert self._pipe is not None
@@ -233,7 +238,7 @@ class _SignalWakeup:
 
 
 def _pipe() -> tuple[int, int]:
-    pipe = os.pipe()
+    pipe = os.pipe()  # not inherited by programs that are executed
     for fd in pipe:
         os.set_blocking(fd, False)
     return pipe
@@ -268,7 +273,10 @@ def watch_child(hub: Any, pid: int, callback: Callable[[int], None]) -> None:
         try:
             _, status = os.waitpid(pid, os.WNOHANG)
         except ChildProcessError:
-            # Somebody reaped it, and the status is lost; asyncio's watchers say 255 then.
+            # Somebody reaped it, and the status is lost. As asyncio's watchers do:
+            base_events.logger.warning(
+                "Unknown child process pid %d, will report returncode 255", pid
+            )
             callback(255)
         else:
             callback(_exit_code(status))
