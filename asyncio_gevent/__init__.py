@@ -3,9 +3,12 @@
 Layer map; imports go downward only.
 
     facade      __init__.py
-    loops       _run.py  _policy.py  _event_loop.py (asyncio on the hub)
-    machinery   _runners.py (every greenlet switch)  _tasks.py (cancel)  _transports.py
-                _executor.py (native threads)  _watchers.py (descriptors, signals, children)
+    loops       _run.py  _policy.py
+                _event_loop.py (asyncio on the hub: running, waking, the edge, batches)
+                _loop_io.py (its side to the world: descriptors, signals, threads, names)
+    machinery   _threads.py (threads and forks)  _runners.py (every greenlet switch)
+                _tasks.py (cancel)  _executor.py (native threads)  _transports.py
+                _watchers.py (descriptors, signals, children)
     ground      _compat.py (private names, versions)  _originals.py (from before patching)
                 exceptions.py
 

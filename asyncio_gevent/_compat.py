@@ -8,25 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from asyncio import constants, events, futures, selector_events, sslproto, tasks, unix_events
+from asyncio import constants, events, futures, selector_events, sslproto, tasks
+from asyncio import unix_events as _unix_events
 from collections.abc import Callable
 from typing import Any
 
 import gevent.os
 
 __all__ = [
-    "DefaultEventLoopPolicy",
+    "DEBUG_STACK_DEPTH",
     "LIBRARY_VERSION_CHECKS_FDS",
     "MAXIMUM_TIMEOUT",
     "MIN_CANCELLED_TIMERS_FRACTION",
     "MIN_SCHEDULED_TIMERS",
+    "DefaultEventLoopPolicy",
     "SSLProtocol",
     "SelectorDatagramTransport",
     "SelectorSocketTransport",
     "UnixReadPipeTransport",
     "UnixSubprocessTransport",
-    "convert_future_exception",
+    "base_events",
     "chosen_child_watcher",
+    "convert_future_exception",
     "current_task",
     "enter_task",
     "format_callback",
@@ -36,7 +39,7 @@ __all__ = [
     "leave_task",
     "pool_is_full",
     "set_running_loop",
-    "DEBUG_STACK_DEPTH",
+    "unix_events",
 ]
 
 # --- asyncio: who runs in this thread -----------------------------------------------------------
@@ -73,20 +76,23 @@ def leave_task(loop: Any, task: Any) -> None:
     tasks._leave_task(loop, task)
 
 
+#: asyncio's modules, for the names in them that its tests and some libraries replace: its logger,
+#: and its references to the modules ``socket`` and ``signal``.
+base_events: Any = asyncio.base_events
+unix_events: Any = _unix_events
+
 # --- asyncio: parts of the standard loop that ours is made of -----------------------------------
 
 SelectorSocketTransport: Any = selector_events._SelectorSocketTransport  # type: ignore[attr-defined]
 SelectorDatagramTransport: Any = (
     selector_events._SelectorDatagramTransport  # type: ignore[attr-defined]
 )
-UnixReadPipeTransport: Any = unix_events._UnixReadPipeTransport  # type: ignore[attr-defined]
-UnixSubprocessTransport: Any = unix_events._UnixSubprocessTransport  # type: ignore[attr-defined]
+UnixReadPipeTransport: Any = _unix_events._UnixReadPipeTransport  # type: ignore[attr-defined]
+UnixSubprocessTransport: Any = _unix_events._UnixSubprocessTransport  # type: ignore[attr-defined]
 SSLProtocol: Any = sslproto.SSLProtocol
 
 #: asyncio's exception for one of concurrent.futures.
-convert_future_exception: Callable[[BaseException], BaseException] = (
-    futures._convert_future_exc  # type: ignore[attr-defined]
-)
+convert_future_exception: Callable[[BaseException], BaseException] = futures._convert_future_exc  # type: ignore[attr-defined]
 
 
 def format_callback(handle: Any) -> str:
@@ -98,9 +104,7 @@ def format_callback(handle: Any) -> str:
     )
 
 
-format_handle: Callable[[Any], str] = (
-    asyncio.base_events._format_handle  # type: ignore[attr-defined]
-)
+format_handle: Callable[[Any], str] = asyncio.base_events._format_handle  # type: ignore[attr-defined]
 
 #: Of Lib/asyncio/base_events.py: when cancelled timers are thrown out of the heap, and the
 #: longest wait, in seconds.
@@ -116,7 +120,7 @@ LIBRARY_VERSION_CHECKS_FDS = sys.version_info >= (3, 12)
 
 # Policies are deprecated from 3.14 on: the public name warns there, the private one does not.
 if sys.version_info >= (3, 14):
-    DefaultEventLoopPolicy: Any = unix_events._DefaultEventLoopPolicy  # type: ignore[attr-defined]
+    DefaultEventLoopPolicy: Any = _unix_events._DefaultEventLoopPolicy  # type: ignore[attr-defined]
 else:
     DefaultEventLoopPolicy = asyncio.DefaultEventLoopPolicy
 

@@ -18,35 +18,27 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import errno
 import heapq
-import os
-import signal
-import stat
 import sys
-from asyncio import TimerHandle, base_events, events, unix_events
-from collections import deque
+from asyncio import TimerHandle, events
 from typing import TYPE_CHECKING, Any
 
 import gevent
 import gevent.socket
-from gevent.hub import get_hub
+from gevent._hub_local import get_hub_if_exists
+from gevent.event import Event
+from gevent.exceptions import InvalidSwitchError
+from gevent.hub import MAIN_THREAD_IDENT, get_hub
 from greenlet import GreenletExit, getcurrent
 
 from asyncio_gevent import _compat
 from asyncio_gevent._compat import get_running_loop, set_running_loop
-from asyncio_gevent._executor import HubExecutor, wrap_foreign_future
-from asyncio_gevent._originals import get_ident, get_original
+from asyncio_gevent._loop_io import IOEventLoop
+from asyncio_gevent._originals import get_ident
 from asyncio_gevent._runners import LIVE, PARKED, Runner, note_stray
 from asyncio_gevent._tasks import Task, shadow_cancel, unshadow_cancel
 from asyncio_gevent._threads import alias, current_thread, note_running, unalias
-from asyncio_gevent._transports import (
-    DatagramTransport,
-    ReadPipeTransport,
-    SocketTransport,
-    SubprocessTransport,
-)
-from asyncio_gevent._watchers import READ, WRITE, IOHandle, Registry, close, wake_on_signals
+from asyncio_gevent._watchers import IOHandle, close
 from asyncio_gevent.exceptions import BlockingCallError
 
 if TYPE_CHECKING:
@@ -65,7 +57,6 @@ MAX_PASSES = 16
 #: 0.7; what it costs to keep one is its stack, about 10 KiB.
 MAX_PARKED = 64
 
-_DEFAULT_HANDLERS = {signal.SIGINT: signal.default_int_handler}
 
 _set_asyncgen_hooks = sys.set_asyncgen_hooks
 
@@ -95,7 +86,7 @@ class Handle(asyncio.Handle):
 _OWN_KINDS = frozenset((Handle, IOHandle, TimerHandle))
 
 
-class EventLoop(asyncio.SelectorEventLoop):
+class EventLoop(IOEventLoop):
     """An asyncio event loop whose clock, descriptors and wake-ups are the gevent hub's.
 
     Args:
@@ -116,40 +107,12 @@ class EventLoop(asyncio.SelectorEventLoop):
         _suspended: the runners with a suspended step.
         _suspended_tasks: the tasks whose step is suspended, with the runner it is suspended in.
         _entered: ids of the ``contextvars.Context`` objects that suspended steps have entered.
-        _busy_io: (descriptor, events) to the I/O handle whose callback is suspended.
     """
-
-    if TYPE_CHECKING:
-        _ready: deque[Any]
-        _scheduled: list[Any]
-        _stopping: bool
-        _closed: bool
-        _debug: bool
-        _thread_id: int | None
-        _task_factory: Any
-        _clock_resolution: float
-        _timer_cancelled_count: int
-        _current_handle: Any
-        _default_executor: Any
-        _executor_shutdown_called: bool
-        _signal_handlers: dict[int, Any]
-        _coroutine_origin_tracking_enabled: bool
-
-        def _check_closed(self) -> None: ...
-        def _check_running(self) -> None: ...
-        def _check_callback(self, callback: Any, method: str) -> None: ...
-        def _check_signal(self, sig: int) -> None: ...
-        def _ensure_fd_no_transport(self, fd: Any) -> None: ...
-        def _handle_signal(self, sig: int) -> None: ...
-        def _check_default_executor(self) -> None: ...
-        def _asyncgen_firstiter_hook(self, agen: Any) -> None: ...
-        def _asyncgen_finalizer_hook(self, agen: Any) -> None: ...
 
     def __init__(self, *, suspend: bool = True) -> None:
         self._suspend = suspend
-        self._readers: dict[int, IOHandle] = {}
-        self._writers: dict[int, IOHandle] = {}
         self._hub: Any = None
+        self._own_hub: Any = None
         self._hub_loop: Any = None
         self._run_callback: Any = None
         self._awake = True
@@ -159,7 +122,6 @@ class EventLoop(asyncio.SelectorEventLoop):
         self._suspended: set[Runner] = set()
         self._suspended_tasks: dict[Any, Runner] = {}
         self._entered: dict[int, Runner] = {}
-        self._busy_io: dict[tuple[int, int], IOHandle] = {}
         self._cancels: set[Runner] = set()
         self._waiter: Any = None
         self._thread: Any = None
@@ -170,8 +132,7 @@ class EventLoop(asyncio.SelectorEventLoop):
         self._failure: BaseException | None = None
         self._stopped = False
         self._frozen = False
-        self._hub_executor: HubExecutor | None = None
-        super().__init__(Registry(self._readers, self._writers))
+        super().__init__()
         # Bound once: they are set at every edge.
         self._outer_hooks: tuple[Any, Any] = (None, None)
         self._outer_depth = 0
@@ -189,6 +150,8 @@ class EventLoop(asyncio.SelectorEventLoop):
         """
         self._check_closed()
         self._check_running()
+        if get_hub_if_exists() is None and get_ident() != MAIN_THREAD_IDENT:
+            self._own_hub = get_hub()
         hub = get_hub()
         if getcurrent() is hub:
             raise BlockingCallError(
@@ -199,7 +162,9 @@ class EventLoop(asyncio.SelectorEventLoop):
         try:
             # The hub comes back here by `_finish`, or with an exception of the caller's own: a
             # timeout, a kill, KeyboardInterrupt.
-            self._waiter.get()
+            result = self._waiter.get()
+            if result is not self:
+                raise InvalidSwitchError(f"unexpected switch to run_forever(): {result!r}")
         finally:
             self._unbind()
         failure, self._failure = self._failure, None
@@ -289,9 +254,6 @@ class EventLoop(asyncio.SelectorEventLoop):
             self._batch = None
             self._frozen = True
 
-    def _io_handles(self) -> list[IOHandle]:
-        return [*self._readers.values(), *self._writers.values()]
-
     def _idle_runners(self) -> list[Runner]:
         runners = list(self._parked)
         if self._primary is not None and self._primary.state is PARKED:
@@ -304,11 +266,11 @@ class EventLoop(asyncio.SelectorEventLoop):
         if waiter is not None:
             self._awake = True
             self._waiter = None
-            waiter.switch(None)
+            waiter.switch(self)
         elif self._failure is not None:
             # A step that was resumed after the event loop had stopped.
             failure, self._failure = self._failure, None
-            self._hub.handle_error(None, type(failure), failure, failure.__traceback__)
+            get_hub().handle_error(None, type(failure), failure, failure.__traceback__)
 
     # --- waking -----------------------------------------------------------------------------
 
@@ -399,14 +361,14 @@ class EventLoop(asyncio.SelectorEventLoop):
         for key in runner.contexts:
             self._entered[key] = runner
         if handle.__class__ is IOHandle:
-            self._busy_io[handle.fd, handle.events] = handle
+            self._hold_io(handle)
         if self._debug:
             runner.suspended_at = self.time()
         if runner.state is LIVE:
             # Not the runner but a raw greenlet of the step went to the hub.
             note_stray(runner)
             if not self._suspend and not runner.may_block:
-                self._run_callback(
+                runner.parent.loop.run_callback(
                     runner.throw_into_step,
                     BlockingCallError(
                         "a gevent function would block in a greenlet that a coroutine started, "
@@ -555,7 +517,7 @@ class EventLoop(asyncio.SelectorEventLoop):
         # Time in which it was suspended is time in which it did not hold up anybody.
         duration = self.time() - started - (runner.suspended_seconds - suspended)
         if duration >= self.slow_callback_duration:
-            base_events.logger.warning(  # type: ignore[attr-defined]
+            _compat.base_events.logger.warning(
                 "Executing %s took %.3f seconds", _compat.format_handle(runner.handle), duration
             )
 
@@ -591,8 +553,7 @@ class EventLoop(asyncio.SelectorEventLoop):
         scheduled = self._scheduled
         if (
             len(scheduled) > _compat.MIN_SCHEDULED_TIMERS
-            and self._timer_cancelled_count / len(scheduled)
-            > _compat.MIN_CANCELLED_TIMERS_FRACTION
+            and self._timer_cancelled_count / len(scheduled) > _compat.MIN_CANCELLED_TIMERS_FRACTION
         ):
             kept = []
             for handle in scheduled:
@@ -700,12 +661,15 @@ class EventLoop(asyncio.SelectorEventLoop):
         **kwargs: Any,
     ) -> asyncio.Task[Any]:
         """Schedule a coroutine object and return the task, an `asyncio.Task`."""
+        # Only what was given: not every Python, nor every task factory, knows all of them.
+        if name is not None:
+            kwargs["name"] = name
         if context is not None:
             kwargs["context"] = context
         if self._task_factory is not None:
-            return super().create_task(coro, name=name, **kwargs)
+            return super().create_task(coro, **kwargs)
         self._check_closed()
-        task: Any = Task(coro, loop=self, name=name, **kwargs)
+        task: Any = Task(coro, loop=self, **kwargs)
         if task._source_traceback:
             del task._source_traceback[-1]
         try:
@@ -721,7 +685,7 @@ class EventLoop(asyncio.SelectorEventLoop):
         # Once, however often it is asked for before the step has heard of it.
         if runner not in self._cancels:
             self._cancels.add(runner)
-            self._run_callback(self._deliver_cancel, runner, task, msg)
+            runner.parent.loop.run_callback(self._deliver_cancel, runner, task, msg)
         return True
 
     def _deliver_cancel(self, runner: Runner, task: Any, msg: Any) -> None:
@@ -746,12 +710,7 @@ class EventLoop(asyncio.SelectorEventLoop):
             return
         if self._suspended:
             self._kill_suspended()
-        for handle in self._io_handles():
-            handle.cancel()
         super().close()
-        self._readers.clear()
-        self._writers.clear()
-        self._hub_executor = None
         parked = self._idle_runners()
         self._parked.clear()
         self._primary = None
@@ -759,6 +718,20 @@ class EventLoop(asyncio.SelectorEventLoop):
             for runner in parked:
                 runner.retire()
         self._hub = self._hub_loop = self._run_callback = None
+        self._destroy_own_hub()
+
+    def _destroy_own_hub(self) -> None:
+        # A native thread's hub has descriptors, which nobody takes back when the thread ends. If
+        # it was made for this event loop, and nothing else waits in it, it goes with it.
+        hub, self._own_hub = self._own_hub, None
+        if (
+            hub is not None
+            and hub is get_hub_if_exists()
+            and getcurrent() is not hub
+            and hub.loop is not None
+            and not hub.loop.activecnt
+        ):
+            hub.destroy(destroy_loop=True)
 
     def _kill_suspended(self) -> None:
         hub = self._hub
@@ -767,338 +740,15 @@ class EventLoop(asyncio.SelectorEventLoop):
         elif getcurrent() is hub:
             self._kill_steps()
         else:
-            waiter = gevent.hub.Waiter(hub)
-            hub.loop.run_callback(lambda: (self._kill_steps(), waiter.switch(None)))
-            waiter.get()
+            done = Event()
+            hub.loop.run_callback(self._kill_steps, done)
+            done.wait()
 
-    def _kill_steps(self) -> None:
+    def _kill_steps(self, done: Event | None = None) -> None:
         for runner in list(self._suspended):
             task = runner.task
             runner.kill_step()
             if task is not None and task.done():
                 task._log_traceback = False  # it is GreenletExit, and nobody asks for it
-
-    def _make_self_pipe(self) -> None:
-        # `_write_to_self` is an async watcher, and signals have `wake_on_signals`.
-        self._ssock = self._csock = None
-
-    def _close_self_pipe(self) -> None:
-        pass
-
-    # --- descriptors ------------------------------------------------------------------------
-
-    def add_reader(self, fd: Any, callback: Callable[..., Any], *args: Any) -> None:
-        """Call ``callback(*args)`` whenever the descriptor is ready to read.
-
-        Raises:
-            OSError: the descriptor is closed, or of a kind that cannot be waited for.
-            RuntimeError: a transport uses it.
-        """
-        self._ensure_fd_no_transport(fd)
-        self._add_io(self._readers, _waitable(fd), READ, callback, args)
-
-    def add_writer(self, fd: Any, callback: Callable[..., Any], *args: Any) -> None:
-        """Call ``callback(*args)`` whenever the descriptor is ready to write.
-
-        Raises:
-            OSError: the descriptor is closed, or of a kind that cannot be waited for.
-            RuntimeError: a transport uses it.
-        """
-        self._ensure_fd_no_transport(fd)
-        self._add_io(self._writers, _waitable(fd), WRITE, callback, args)
-
-    def remove_reader(self, fd: Any) -> bool:
-        """Stop watching for reading; return whether it was watched."""
-        self._ensure_fd_no_transport(fd)
-        return self._remove_io(self._readers, _fileno(fd))
-
-    def remove_writer(self, fd: Any) -> bool:
-        """Stop watching for writing; return whether it was watched."""
-        self._ensure_fd_no_transport(fd)
-        return self._remove_io(self._writers, _fileno(fd))
-
-    def _add_reader(self, fd: int, callback: Callable[..., Any], *args: Any) -> IOHandle:
-        return self._add_io(self._readers, fd, READ, callback, args)
-
-    def _add_writer(self, fd: int, callback: Callable[..., Any], *args: Any) -> IOHandle:
-        return self._add_io(self._writers, fd, WRITE, callback, args)
-
-    def _remove_reader(self, fd: int) -> bool:
-        return self._remove_io(self._readers, fd)
-
-    def _remove_writer(self, fd: int) -> bool:
-        return self._remove_io(self._writers, fd)
-
-    def _add_io(
-        self,
-        handles: dict[int, IOHandle],
-        fd: int,
-        mask: int,
-        callback: Callable[..., Any],
-        args: tuple[Any, ...],
-    ) -> IOHandle:
-        if self._closed:
-            self._check_closed()
-        if fd.__class__ is not int:
-            fd = _fileno(fd)
-        handle = IOHandle(fd, mask, callback, args, self)
-        previous = handles.get(fd)
-        handles[fd] = handle
-        if previous is not None:
-            previous.cancel()
-        busy = self._busy_io.get((fd, mask)) if self._busy_io else None
-        if busy is not None and busy.queued:
-            # The callback before it is suspended: no second entry.
-            busy.successor = handle
-            handle.held = True
-        elif self._async is not None:
-            handle.start()
-        return handle
-
-    def _remove_io(self, handles: dict[int, IOHandle], fd: int) -> bool:
-        handle = handles.pop(fd, None)
-        if handle is None:
-            return False
-        handle.cancel()
-        return True
-
-    # --- transports -------------------------------------------------------------------------
-
-    def _make_socket_transport(
-        self, sock: Any, protocol: Any, waiter: Any = None, *, extra: Any = None, server: Any = None
-    ) -> Any:
-        if _compat.LIBRARY_VERSION_CHECKS_FDS:
-            self._ensure_fd_no_transport(sock)
-        return SocketTransport(self, sock, protocol, waiter, extra, server)
-
-    def _make_ssl_transport(
-        self,
-        rawsock: Any,
-        protocol: Any,
-        sslcontext: Any,
-        waiter: Any = None,
-        *,
-        server_side: bool = False,
-        server_hostname: str | None = None,
-        extra: Any = None,
-        server: Any = None,
-        **timeouts: Any,
-    ) -> Any:
-        if _compat.LIBRARY_VERSION_CHECKS_FDS:
-            self._ensure_fd_no_transport(rawsock)
-        ssl_protocol = _compat.SSLProtocol(
-            self, protocol, sslcontext, waiter, server_side, server_hostname, **timeouts
-        )
-        SocketTransport(self, rawsock, ssl_protocol, extra=extra, server=server)
-        return ssl_protocol._app_transport
-
-    def _make_datagram_transport(
-        self, sock: Any, protocol: Any, address: Any = None, waiter: Any = None, extra: Any = None
-    ) -> Any:
-        if _compat.LIBRARY_VERSION_CHECKS_FDS:
-            self._ensure_fd_no_transport(sock)
-        return DatagramTransport(self, sock, protocol, address, waiter, extra)
-
-    def _make_read_pipe_transport(
-        self, pipe: Any, protocol: Any, waiter: Any = None, extra: Any = None
-    ) -> Any:
-        return ReadPipeTransport(self, pipe, protocol, waiter, extra)
-
-    async def _make_subprocess_transport(
-        self,
-        protocol: Any,
-        args: Any,
-        shell: bool,
-        stdin: Any,
-        stdout: Any,
-        stderr: Any,
-        bufsize: int,
-        extra: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        if _compat.chosen_child_watcher() is not None:
-            return await super()._make_subprocess_transport(  # type: ignore[misc]
-                protocol, args, shell, stdin, stdout, stderr, bufsize, extra, **kwargs
-            )
-        waiter = self.create_future()
-        transport = SubprocessTransport(
-            self, protocol, args, shell, stdin, stdout, stderr, bufsize,
-            waiter=waiter, extra=extra, **kwargs,
-        )  # fmt: skip
-        transport.watch_exit()
-        try:
-            await waiter
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException:
-            transport.close()
-            await transport._wait()
-            raise
-        return transport
-
-    # --- signals ----------------------------------------------------------------------------
-
-    def add_signal_handler(self, sig: int, callback: Callable[..., Any], *args: Any) -> None:
-        """Call ``callback(*args)`` as a handle when the signal arrives. Main OS thread only.
-
-        Raises:
-            ValueError: not a signal number.
-            RuntimeError: not in the main OS thread, or the signal cannot be caught.
-        """
-        if asyncio.iscoroutine(callback) or asyncio.iscoroutinefunction(callback):
-            raise TypeError("coroutines cannot be used with add_signal_handler()")
-        self._check_signal(sig)
-        self._check_closed()
-        try:
-            wake_on_signals.acquire(self, get_hub())
-        except (ValueError, OSError) as error:
-            raise RuntimeError(str(error)) from error
-        self._signal_handlers[sig] = events.Handle(callback, args, self, None)
-        try:
-            unix_events.signal.signal(sig, self._on_signal)
-            # Limit the occurrences of EINTR, as asyncio does.
-            unix_events.signal.siginterrupt(sig, False)
-        except OSError as error:
-            del self._signal_handlers[sig]
-            if not self._signal_handlers:
-                wake_on_signals.release(self)
-            if error.errno == errno.EINVAL:
-                raise RuntimeError(f"sig {sig} cannot be caught") from error
-            raise
-
-    def remove_signal_handler(self, sig: int) -> bool:
-        """Give the signal its default action again; return whether it had a handler here."""
-        # Not asyncio's own method: that one takes the wake-up descriptor of the process away,
-        # which other event loops of this thread share.
-        self._check_signal(sig)
-        if self._signal_handlers.pop(sig, None) is None:
-            return False
-        try:
-            unix_events.signal.signal(sig, _DEFAULT_HANDLERS.get(sig, signal.SIG_DFL))
-        except OSError as error:
-            if error.errno == errno.EINVAL:
-                raise RuntimeError(f"sig {sig} cannot be caught") from error
-            raise
-        finally:
-            if not self._signal_handlers:
-                wake_on_signals.release(self)
-        return True
-
-    def _on_signal(self, signum: int, frame: Any) -> None:
-        # Between two instructions of any greenlet of the main thread.
-        self._handle_signal(signum)
-
-    # --- threads and names ------------------------------------------------------------------
-
-    def run_in_executor(  # type: ignore[override]
-        self, executor: Any, func: Callable[..., Any], *args: Any
-    ) -> asyncio.Future[Any]:
-        """Call ``func(*args)`` in a native thread and return a future for the result.
-
-        ``None`` stands for the threads of the hub's pool, ``gevent.get_hub().threadpool``.
-        """
-        self._check_closed()
-        if self._debug:
-            self._check_callback(func, "run_in_executor")
-        if executor is None:
-            executor = self._default_executor
-            self._check_default_executor()
-            if executor is None:
-                if self._hub_executor is None:
-                    self._hub_executor = HubExecutor(self)
-                return self._hub_executor.submit(func, args)
-        future = executor.submit(func, *args)
-        return wrap_foreign_future(future, self)
-
-    async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # type: ignore[override]
-        """Wait until the calls in the default executor have ended; no more are taken.
-
-        Args:
-            timeout: seconds to wait at most; then a ``RuntimeWarning`` is issued.
-        """
-        self._executor_shutdown_called = True
-        if self._hub_executor is not None:
-            await self._hub_executor.join(timeout)
-        if self._default_executor is not None:
-            if timeout is None:
-                await super().shutdown_default_executor()
-            else:
-                await super().shutdown_default_executor(timeout)
-
-    async def getaddrinfo(
-        self,
-        host: Any,
-        port: Any,
-        *,
-        family: int = 0,
-        type: int = 0,
-        proto: int = 0,
-        flags: int = 0,
-    ) -> Any:
-        """Look an address up with the hub's resolver."""
-        # asyncio's name for the module: it may have been replaced there, too.
-        if base_events.socket.getaddrinfo not in _OWN_RESOLVERS:  # type: ignore[attr-defined]
-            # Somebody put a function of theirs there, and asyncio calls what is there.
-            return await super().getaddrinfo(
-                host, port, family=family, type=type, proto=proto, flags=flags
-            )
-        resolve = get_hub().resolver.getaddrinfo
-        return await self._resolve(resolve, host, port, family, type, proto, flags)
-
-    async def getnameinfo(self, sockaddr: Any, flags: int = 0) -> Any:
-        """Look a name up with the hub's resolver."""
-        if base_events.socket.getnameinfo not in _OWN_RESOLVERS:  # type: ignore[attr-defined]
-            return await super().getnameinfo(sockaddr, flags)
-        return await self._resolve(get_hub().resolver.getnameinfo, sockaddr, flags)
-
-    async def _resolve(self, resolve: Callable[..., Any], *args: Any) -> Any:
-        # The resolver blocks the greenlet that calls it, so it gets one of its own.
-        future = self.create_future()
-
-        def run() -> None:
-            try:
-                result = resolve(*args)
-            except Exception as error:
-                if not future.done():
-                    future.set_exception(error)
-            else:
-                if not future.done():
-                    future.set_result(result)
-
-        started = self.time()
-        greenlet = gevent.spawn(run)
-        try:
-            return await future
-        finally:
-            greenlet.kill(block=False)
-            if self._debug:
-                base_events.logger.debug("Looking up %r took %.3f seconds", args, self.time() - started)
-
-
-_OWN_RESOLVERS = (
-    get_original("socket", "getaddrinfo"),
-    gevent.socket.getaddrinfo,
-    get_original("socket", "getnameinfo"),
-    gevent.socket.getnameinfo,
-)
-
-
-def _fileno(fd: Any) -> int:
-    # As in the module selectors, which asyncio leaves this to.
-    if isinstance(fd, int):
-        return fd
-    try:
-        return int(fd.fileno())
-    except (AttributeError, TypeError, ValueError):
-        raise ValueError(f"Invalid file object: {fd!r}") from None
-
-
-def _waitable(fd: Any) -> int:
-    # What epoll says of a descriptor it cannot watch, at the same place.
-    fileno = _fileno(fd)
-    if fileno < 0:
-        raise ValueError(f"Invalid file descriptor: {fileno}")
-    mode = os.fstat(fileno).st_mode
-    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-    return fileno
+        if done is not None:
+            done.set()

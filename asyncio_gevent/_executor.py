@@ -20,7 +20,7 @@ from asyncio_gevent import _compat
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from asyncio_gevent._event_loop import EventLoop
+    from asyncio_gevent._loop_io import IOEventLoop
 
 __all__ = ["HubExecutor", "wrap_foreign_future"]
 
@@ -61,7 +61,7 @@ class HubExecutor:
         _joined: set when none is, if somebody waits for that.
     """
 
-    def __init__(self, loop: EventLoop) -> None:
+    def __init__(self, loop: IOEventLoop) -> None:
         self._loop = loop
         self._waiting: deque[_Call] = deque()
         self._unfinished = 0
@@ -136,7 +136,7 @@ class HubExecutor:
 POOL_RETRY_DELAY = 0.01
 
 
-def wrap_foreign_future(future: Any, loop: EventLoop) -> asyncio.Future[Any]:
+def wrap_foreign_future(future: Any, loop: IOEventLoop) -> asyncio.Future[Any]:
     """Return a future of this loop for one of an executor that somebody passed.
 
     ``asyncio.wrap_future()`` takes ``concurrent.futures.Future`` and no other; the one of

@@ -14,7 +14,7 @@ from asyncio_gevent._originals import is_module_patched, native_local
 __all__ = ["EventLoopPolicy"]
 
 
-class EventLoopPolicy(_compat.DefaultEventLoopPolicy):  # type: ignore[misc]
+class EventLoopPolicy(_compat.DefaultEventLoopPolicy):
     """Makes every event loop of asyncio one on the gevent hub.
 
     ``asyncio.set_event_loop_policy(asyncio_gevent.EventLoopPolicy())``, then ``asyncio.run()``

@@ -64,7 +64,7 @@ def _run(self: Runner) -> None:
             return
 
 
-class Runner(greenlet):
+class Runner(greenlet):  # type: ignore[misc]
     """A greenlet of the event loop, child of the hub.
 
     Attributes:
@@ -178,7 +178,7 @@ class Runner(greenlet):
         if self:
             self.loop = None
             # It returns to its parent when it ends: here, not to the hub.
-            self.parent = getcurrent()
+            self.parent = getcurrent()  # type: ignore[misc]
             _switch(self)
 
     def kill_step(self) -> None:

@@ -7,7 +7,6 @@ size from which malloc maps memory, so every read costs an mmap and its page fau
 from __future__ import annotations
 
 import asyncio
-import sys
 from typing import Any
 
 import gevent.socket
@@ -17,7 +16,7 @@ from greenlet import getcurrent
 from asyncio_gevent import _compat
 from asyncio_gevent._originals import get_original, is_module_patched
 from asyncio_gevent._runners import Runner
-from asyncio_gevent._watchers import watch_child, watch_child_by_sigchld
+from asyncio_gevent._watchers import ChildWatcher
 
 __all__ = ["DatagramTransport", "ReadPipeTransport", "SocketTransport", "SubprocessTransport"]
 
@@ -147,15 +146,11 @@ class SubprocessTransport(_compat.UnixSubprocessTransport):  # type: ignore[misc
 
     def watch_exit(self) -> None:
         """Tell the protocol when the child has ended."""
-        hub = get_hub()
         process = self._proc
         if hasattr(process, "rawlink"):  # gevent's Popen has a child watcher itself
             process.rawlink(lambda process: self._exited(process.returncode))
-        elif "gevent.subprocess" in sys.modules and hub.loop.default:
-            # Its child watchers reap every child of the process, so it has to be asked.
-            watch_child_by_sigchld(hub, process.pid, self._exited)
         else:
-            watch_child(hub, process.pid, self._exited)
+            ChildWatcher(self._loop, get_hub(), process.pid, self._exited)
 
     def _exited(self, returncode: int) -> None:
         # In the hub.

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import os
 import selectors
-from asyncio import Handle, base_events, unix_events
+import sys
+from asyncio import Handle
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from asyncio_gevent import _compat
 from asyncio_gevent._originals import os_close
 
 if TYPE_CHECKING:
     from asyncio_gevent._event_loop import EventLoop
 
-__all__ = ["READ", "WRITE", "IOHandle", "Registry", "close", "wake_on_signals", "watch_child", "watch_child_by_sigchld"]
+__all__ = ["READ", "WRITE", "ChildWatcher", "IOHandle", "Registry", "close", "wake_on_signals"]
 
 #: Event masks of gevent's ``loop.io()``, the same for libev and libuv.
 READ = 1
@@ -94,7 +96,7 @@ class IOHandle(Handle):
 
     def _run(self) -> None:
         try:
-            super()._run()  # type: ignore[misc]
+            super()._run()
         finally:
             self.returned()
 
@@ -103,16 +105,16 @@ class IOHandle(Handle):
         self.queued = False
         if self.held:
             self.release()
-        successor = self.successor
-        if successor is not None:
-            self.successor = None
+        if self._loop._busy_io:
             self._loop._busy_io.pop((self.fd, self.events), None)
-            successor.release()
+            if self.successor is not None:
+                self.successor.release()
+                self.successor = None
 
     def release(self) -> None:
         """Watch again after `held`."""
         self.held = False
-        if not self._cancelled and self._loop.is_running():
+        if not self._cancelled and self._loop._async is not None:
             self.start()
 
 
@@ -191,7 +193,7 @@ class _SignalWakeup:
         pipe = self._pipe or _pipe()
         # Each time: it is what raises in other threads, and others may have set theirs meanwhile.
         try:
-            unix_events.signal.set_wakeup_fd(pipe[1])  # type: ignore[attr-defined]
+            _compat.unix_events.signal.set_wakeup_fd(pipe[1])
         except (ValueError, OSError):
             if pipe is not self._pipe:
                 os_close(pipe[0])
@@ -212,9 +214,9 @@ class _SignalWakeup:
         if self._users or self._pipe is None:
             return
         try:
-            unix_events.signal.set_wakeup_fd(-1)  # type: ignore[attr-defined]
+            _compat.unix_events.signal.set_wakeup_fd(-1)
         except (ValueError, OSError) as error:
-            base_events.logger.info("set_wakeup_fd(-1) failed: %s", error)
+            _compat.base_events.logger.info("set_wakeup_fd(-1) failed: %s", error)
         self.reset()
 
     def reset(self) -> None:
@@ -250,56 +252,76 @@ wake_on_signals = _SignalWakeup()
 # --- children -----------------------------------------------------------------------------------
 
 
-def watch_child(hub: Any, pid: int, callback: Callable[[int], None]) -> None:
-    """Call ``callback(returncode)`` in the hub when the child of this process has ended.
+class ChildWatcher:
+    """Calls ``callback(returncode)`` in the hub when a child of this process has ended.
 
-    Watches a pidfd where the system has them: only this child is reaped, in any OS thread, and
-    no SIGCHLD handler is installed. Else it is the hub's child watcher, which reaps every child
-    of the process and exists in the main thread only.
+    By a pidfd where the system has them: only this child is reaped, in any OS thread, and no
+    SIGCHLD handler is installed. Else by the hub's child watcher, which reaps every child of the
+    process and exists in the main thread only; it is also what serves a process in which gevent
+    reaps every child already.
+
+    Args:
+        loop: the event loop; `close` is called when it is closed.
+        hub: the hub.
+        pid: the child.
+        callback: called once, unless `close` comes first.
 
     Raises:
-        RuntimeError: neither is to be had.
+        RuntimeError: the system has no pidfd, and this is not the main thread.
     """
-    try:
-        pidfd = os.pidfd_open(pid)  # type: ignore[attr-defined, unused-ignore]
-    except (AttributeError, OSError):
-        watch_child_by_sigchld(hub, pid, callback)
-        return
-    watcher = hub.loop.io(pidfd, READ)
 
-    def exited() -> None:
-        close(watcher)
-        os_close(pidfd)
+    def __init__(
+        self, loop: EventLoop, hub: Any, pid: int, callback: Callable[[int], None]
+    ) -> None:
+        self._loop = loop
+        self._pid = pid
+        self._callback = callback
+        self._pidfd = -1
+        gevent_reaps = hub.loop.default and "gevent.subprocess" in sys.modules
+        if not gevent_reaps and hasattr(os, "pidfd_open"):
+            try:
+                self._pidfd = os.pidfd_open(pid)
+            except OSError:  # an old kernel, or a sandbox
+                pass
+        if self._pidfd >= 0:
+            self._watcher = hub.loop.io(self._pidfd, READ)
+            self._watcher.start(self._on_pidfd)
+        else:
+            try:
+                self._watcher = hub.loop.child(pid)
+            except TypeError as error:
+                raise RuntimeError(
+                    "on this system a subprocess can be watched in the main OS thread only: run "
+                    "the event loop there"
+                ) from error
+            self._watcher.start(self._on_child)
+        loop._child_watchers.add(self)
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._loop._child_watchers.discard(self)
+        close(self._watcher)
+        if self._pidfd >= 0:
+            os_close(self._pidfd)
+            self._pidfd = -1
+
+    def _on_pidfd(self) -> None:
+        self.close()
         try:
-            _, status = os.waitpid(pid, os.WNOHANG)
+            _, status = os.waitpid(self._pid, os.WNOHANG)
         except ChildProcessError:
             # Somebody reaped it, and the status is lost. As asyncio's watchers do:
-            base_events.logger.warning(
-                "Unknown child process pid %d, will report returncode 255", pid
+            _compat.base_events.logger.warning(
+                "Unknown child process pid %d, will report returncode 255", self._pid
             )
-            callback(255)
+            self._callback(255)
         else:
-            callback(_exit_code(status))
+            self._callback(_exit_code(status))
 
-    watcher.start(exited)
-
-
-def watch_child_by_sigchld(hub: Any, pid: int, callback: Callable[[int], None]) -> None:
-    """The same with the hub's child watcher, in the main OS thread."""
-    try:
-        watcher = hub.loop.child(pid)
-    except TypeError as error:
-        raise RuntimeError(
-            "on this system a subprocess can be watched in the main thread only: run the event "
-            "loop there"
-        ) from error
-
-    def exited() -> None:
-        status = watcher.rstatus
-        close(watcher)
-        callback(_exit_code(status))
-
-    watcher.start(lambda *_: exited())
+    def _on_child(self, *_: Any) -> None:
+        status = self._watcher.rstatus
+        self.close()
+        self._callback(_exit_code(status))
 
 
 def _exit_code(status: int) -> int:

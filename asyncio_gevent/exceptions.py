@@ -11,7 +11,9 @@ class AsyncioGeventError(Exception):
     """Base class of the exceptions that only this package raises."""
 
 
-class BlockingCallError(AsyncioGeventError, RuntimeError, BlockingSwitchOutError):
+class BlockingCallError(  # type: ignore[misc]
+    AsyncioGeventError, RuntimeError, BlockingSwitchOutError
+):
     """A gevent call would have blocked where it must not.
 
     Raised in a coroutine or callback of an ``EventLoop(suspend=False)``, and by
