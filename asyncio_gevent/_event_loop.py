@@ -19,8 +19,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import heapq
+import signal
 import sys
 from asyncio import TimerHandle, events
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -38,7 +40,7 @@ from asyncio_gevent._originals import get_ident
 from asyncio_gevent._runners import LIVE, PARKED, Runner, note_stray
 from asyncio_gevent._tasks import Task, shadow_cancel, unshadow_cancel
 from asyncio_gevent._threads import alias, current_thread, note_running, unalias
-from asyncio_gevent._watchers import IOHandle, close
+from asyncio_gevent._watchers import ChildWatcher, IOHandle, close
 from asyncio_gevent.exceptions import BlockingCallError
 
 if TYPE_CHECKING:
@@ -51,6 +53,16 @@ __all__ = ["EventLoop"]
 #: loop, 16 give 1.6 to 1.9 times); fewer let other greenlets and descriptors have their turn
 #: sooner. A pass is what asyncio itself does between two polls.
 MAX_PASSES = 16
+
+#: The most handles of a pass; of a longer one the rest is taken as the next pass.
+MAX_HANDLES = 64
+
+#: Seconds until a batch ends, whatever is still ready, and the hub polls: what gevent gives to its
+#: own callbacks (``gevent.getswitchinterval()``), so that neither side starves the other. The
+#: clock is looked at after a pass of many handles, and after every fourth one.
+BATCH_SECONDS = 0.005
+
+_COUNTDOWN = range(MAX_PASSES - 1, -1, -1)
 
 #: Parked runners kept by an event loop beside its primary one. A greenlet that runs Python code
 #: costs 7 to 8 microseconds to make, since its frame stack is mapped and unmapped, a parked one
@@ -113,6 +125,7 @@ class EventLoop(IOEventLoop):
         self._suspend = suspend
         self._hub: Any = None
         self._own_hub: Any = None
+        self._batch_ends = 0.0
         self._hub_loop: Any = None
         self._run_callback: Any = None
         self._awake = True
@@ -159,6 +172,7 @@ class EventLoop(IOEventLoop):
                 "`gevent.spawn(loop.run_forever)`"
             )
         self._bind(hub)
+        restore_sigint = self._catch_sigint(hub)
         try:
             # The hub comes back here by `_finish`, or with an exception of the caller's own: a
             # timeout, a kill, KeyboardInterrupt.
@@ -166,6 +180,8 @@ class EventLoop(IOEventLoop):
             if result is not self:
                 raise InvalidSwitchError(f"unexpected switch to run_forever(): {result!r}")
         finally:
+            if restore_sigint:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
             self._unbind()
         failure, self._failure = self._failure, None
         if failure is not None:
@@ -173,6 +189,26 @@ class EventLoop(IOEventLoop):
                 raise failure
             finally:
                 del failure  # no cycle through the traceback
+
+    def _catch_sigint(self, hub: Any) -> bool:
+        # Ctrl-C while the hub waits would be printed by the hub before it reaches the main
+        # greenlet. If that is the caller, it gets the exception from here. In asyncio.Runner,
+        # from 3.11 on, the handler is another one, and stays.
+        if (
+            hub.parent is not getcurrent()
+            or self._thread_id != MAIN_THREAD_IDENT
+            or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+        ):
+            return False
+
+        def interrupt(signum: int, frame: Any) -> None:
+            if getcurrent() is not hub:
+                signal.default_int_handler(signum, frame)
+            self._failure = KeyboardInterrupt()
+            self._write_to_self()
+
+        signal.signal(signal.SIGINT, interrupt)
+        return True
 
     def _run_once(self) -> None:
         # One iteration; asyncio's tests and some programs that pump a loop by hand call it.
@@ -197,6 +233,8 @@ class EventLoop(IOEventLoop):
             self._hub = hub
             self._hub_loop = hub.loop
             self._run_callback = hub.loop.run_callback
+            if hub.loop.default:
+                ChildWatcher.main_hub = hub
         self._waiter = gevent.hub.Waiter(hub)
         self._thread_id = get_ident()
         self._thread = current_thread()
@@ -293,7 +331,9 @@ class EventLoop(IOEventLoop):
                 pass
 
     def _on_async(self) -> None:
-        if not self._awake:
+        if self._failure is not None and self._batch is None:
+            self._finish()
+        elif not self._awake:
             self._wake()
 
     def _on_timer(self) -> None:
@@ -310,16 +350,19 @@ class EventLoop(IOEventLoop):
             self._run_callback(self._dispatch)
 
     def _dispatch(self) -> None:
-        # In the hub.
-        if self._waiter is None or self._frozen or self._batch is not None:
-            return
-        runner = self._primary
-        if runner is None:
-            runner = self._primary = self._make_runner()
-        elif runner.state is not PARKED:
-            runner = self._parked.pop() if self._parked else self._make_runner()
-        self._batch = runner
-        runner.start(self)
+        # In the hub. More than one batch only if steps are suspended: what they leave behind
+        # must not wait for all else that the hub has to do.
+        self._batch_ends = monotonic() + BATCH_SECONDS
+        again = True
+        while again and self._waiter is not None and not self._frozen and self._batch is None:
+            runner = self._primary
+            if runner is None:
+                runner = self._primary = self._make_runner()
+            elif runner.state is not PARKED:
+                runner = self._parked.pop() if self._parked else self._make_runner()
+            self._batch = runner
+            runner.start(self)
+            again = self._settle(runner)
 
     def _make_runner(self) -> Runner:
         runner = Runner(self._hub)
@@ -392,9 +435,9 @@ class EventLoop(IOEventLoop):
                 unshadow_cancel(task)
             _compat.enter_task(self, task)
 
-    def _settle(self, runner: Runner) -> None:
+    def _settle(self, runner: Runner) -> bool:
         # In the hub, which is not running anybody's code now. May switch to the caller, so it
-        # is the last thing that its callers do.
+        # is the last thing that its callers do. True if another batch should follow at once.
         parked = runner.state is PARKED
         if parked:
             runner.loop = runner.handle = None
@@ -402,17 +445,17 @@ class EventLoop(IOEventLoop):
                 self._put_away(runner)
         if self._batch is not runner:
             self._settle_resumed(parked)
-            return
+            return False
         self._batch = None
         if self._stopped or self._failure is not None:
             self._finish()
-        elif self._ready or self._stopping:
-            if parked:
-                self._poll_timer.start(self._on_polled)
-            else:
-                self._run_callback(self._dispatch)
-        else:
+        elif not (self._ready or self._stopping):
             self._rest()
+        elif not parked and monotonic() < self._batch_ends:
+            return True
+        else:
+            self._poll_timer.start(self._on_polled)
+        return False
 
     def _settle_resumed(self, parked: bool) -> None:
         # The step was suspended, and batches are the business of other runners.
@@ -467,11 +510,21 @@ class EventLoop(IOEventLoop):
     def _run_batch(self, runner: Runner) -> None:
         ready = self._ready
         entered = self._entered
+        if get_running_loop() is not self:
+            # asyncio without its C part keeps it in a threading.local, which is the greenlet's
+            # own after patching: what `_enter` has set is the hub's.
+            set_running_loop(self)
+        left = 0
         try:
-            for _ in range(MAX_PASSES):
+            for passes_left in _COUNTDOWN:
                 if self._scheduled:
                     self._move_due_timers()
-                for _ in range(len(ready)):
+                todo = left or len(ready)
+                left = 0
+                if todo > MAX_HANDLES:
+                    left = todo - MAX_HANDLES
+                    todo = MAX_HANDLES
+                for _ in range(todo):
                     handle = ready.popleft()
                     if handle._cancelled:
                         continue
@@ -496,10 +549,14 @@ class EventLoop(IOEventLoop):
                         handle._run()
                     if runner.resumed:
                         return  # it was suspended, and the rest has gone to another runner
-                if self._stopping:
-                    self._stopped = True
-                    return
-                if not ready and not self._has_due_timer():
+                if not left:
+                    if self._stopping:
+                        self._stopped = True
+                        return
+                    if not ready and not (self._scheduled and self._has_due_timer()):
+                        return
+                # Passes of few handles take less time than the clock.
+                if (todo > 8 or not passes_left & 3) and monotonic() > self._batch_ends:
                     return
         except (SystemExit, KeyboardInterrupt) as error:
             self._failure = error
@@ -523,8 +580,7 @@ class EventLoop(IOEventLoop):
 
     def _report(self, handle: Any, error: BaseException) -> None:
         # As in asyncio.Handle._run().
-        current = getcurrent()
-        if isinstance(error, GreenletExit) and isinstance(current, Runner) and current.closing:
+        if isinstance(error, GreenletExit) and getcurrent().closing:
             return  # thrown by `close()`, nobody's mistake
         context = {
             "message": f"Exception in callback {_compat.format_callback(handle)}",
@@ -534,8 +590,7 @@ class EventLoop(IOEventLoop):
         self.call_exception_handler(context)
 
     def _has_due_timer(self) -> bool:
-        scheduled = self._scheduled
-        return bool(scheduled) and scheduled[0]._when < self.time() + self._clock_resolution
+        return bool(self._scheduled[0]._when < self.time() + self._clock_resolution)
 
     def _move_due_timers(self) -> None:
         scheduled = self._scheduled

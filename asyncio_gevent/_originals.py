@@ -6,12 +6,22 @@ what was there at that moment. ``get_original`` gives the interpreter's own in e
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from collections.abc import Callable
 from typing import Any, cast
 
 from gevent.monkey import get_original, is_module_patched
 
-__all__ = ["get_ident", "get_original", "is_module_patched", "native_local", "os_close"]
+__all__ = [
+    "get_ident",
+    "get_original",
+    "is_module_patched",
+    "native_local",
+    "native_popen",
+    "os_close",
+    "os_waitpid",
+]
 
 #: Identifier of the calling OS thread. The patched one gives that of the greenlet.
 get_ident = cast("Callable[[], int]", get_original("_thread", "get_ident"))
@@ -21,3 +31,22 @@ os_close = cast("Callable[[int], None]", get_original("os", "close"))
 
 #: ``threading.local`` by OS thread. ``_thread`` itself is patched, ``_local`` is its type there.
 native_local = cast("type[Any]", get_original("_thread", "_local"))
+
+#: Does not wait in the hub, and knows nothing of what gevent has reaped.
+os_waitpid = cast("Callable[[int, int], tuple[int, int]]", get_original("os", "waitpid"))
+
+
+@functools.cache
+def native_popen() -> Any:
+    """Return a ``subprocess.Popen`` that blocks its OS thread, and no hub, while it starts.
+
+    Of a second copy of the module: in the patched one gevent has replaced what Popen calls, so
+    that the original class does not work there either.
+    """
+    spec = importlib.util.find_spec("subprocess")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    # os.posix_spawn() is patched as well.
+    module._USE_POSIX_SPAWN = False  # type: ignore[attr-defined]
+    return module.Popen

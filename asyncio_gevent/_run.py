@@ -6,8 +6,12 @@ import asyncio
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from gevent._hub_local import get_hub_if_exists
+from greenlet import getcurrent
+
 from asyncio_gevent._compat import get_running_loop
 from asyncio_gevent._event_loop import EventLoop
+from asyncio_gevent.exceptions import BlockingCallError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -43,6 +47,7 @@ def run(main: Coroutine[Any, Any, _T], *, debug: bool | None = None) -> _T:
 
     Raises:
         RuntimeError: called in a coroutine or callback of an event loop. Await the coroutine.
+        BlockingCallError: called in the hub.
         ValueError: ``main`` is not a coroutine.
         BaseException: whatever the coroutine raises.
 
@@ -54,6 +59,13 @@ def run(main: Coroutine[Any, Any, _T], *, debug: bool | None = None) -> _T:
         raise RuntimeError(
             "asyncio_gevent.run() cannot be called from a running event loop: `await` the "
             "coroutine instead"
+        )
+    if getcurrent() is get_hub_if_exists():
+        if asyncio.iscoroutine(main):
+            main.close()
+        raise BlockingCallError(
+            "asyncio_gevent.run() cannot be called in the hub, which all greenlets wait for: use "
+            "`gevent.spawn(asyncio_gevent.run, main())`"
         )
     if not asyncio.iscoroutine(main):
         raise ValueError(f"a coroutine was expected, got {main!r}: use `run(main())`")

@@ -3,7 +3,7 @@
 Rule 1: every greenlet switch of the event loop is in this file.
 Rule 2: this file does not know what a task or a handle is. It calls three methods of the event
         loop at the edge, in the hub: `_enter` before a switch to a runner, `_leave` right after
-        it, `_settle` when the thread is the hub's again.
+        it, `_settle` when the thread is the hub's again (after `start`, its caller does).
 
 Theory. The hub switches to a parked runner, the runner calls `loop._run_batch(runner)`, and
 parks: one switch there and one back for a whole batch of handles. When the code of a handle
@@ -124,7 +124,6 @@ class Runner(greenlet):  # type: ignore[misc]
             _switch(self)
         finally:
             loop._leave(self, outer)
-        loop._settle(self)
 
     def switch(self, *args: Any, **kwargs: Any) -> Any:
         """Resume the suspended step; this is what gevent calls, in the hub."""

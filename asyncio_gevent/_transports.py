@@ -14,7 +14,7 @@ from gevent.hub import get_hub
 from greenlet import getcurrent
 
 from asyncio_gevent import _compat
-from asyncio_gevent._originals import get_original, is_module_patched
+from asyncio_gevent._originals import is_module_patched, native_popen
 from asyncio_gevent._runners import Runner
 from asyncio_gevent._watchers import ChildWatcher
 
@@ -133,13 +133,11 @@ class SubprocessTransport(_compat.UnixSubprocessTransport):  # type: ignore[misc
             if hub.loop.default or not is_module_patched("subprocess"):
                 super()._start(args, shell, stdin, stdout, stderr, bufsize, **kwargs)
             else:
-                # gevent's Popen is for the main OS thread. The interpreter's own is made of
-                # patched functions, which wait for this hub; in a thread without one they do
-                # not.
+                # gevent's Popen is for the main OS thread. A native one closes its pipes with
+                # the patched os.close(), which is at once in a thread that has no hub.
                 kwargs.update(shell=shell, stdin=stdin, stdout=stdout, stderr=stderr)
                 kwargs.update(universal_newlines=False, bufsize=bufsize)
-                popen = get_original("subprocess", "Popen")
-                self._proc = hub.threadpool.apply(popen, (args,), kwargs)
+                self._proc = hub.threadpool.apply(native_popen(), (args,), kwargs)
         finally:
             if isinstance(current, Runner):
                 current.may_block = False
@@ -156,4 +154,6 @@ class SubprocessTransport(_compat.UnixSubprocessTransport):  # type: ignore[misc
         # In the hub.
         loop = self._loop
         if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(self._process_exited, returncode)
+            # Not before the pipes have been told of their ends, which came in the same poll:
+            # who waits for the exit only may then close the event loop.
+            loop.call_soon_threadsafe(loop.call_soon, self._process_exited, returncode)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from asyncio_gevent import _compat
-from asyncio_gevent._originals import os_close
+from asyncio_gevent._originals import os_close, os_waitpid
 
 if TYPE_CHECKING:
     from asyncio_gevent._event_loop import EventLoop
@@ -258,11 +258,12 @@ class ChildWatcher:
     By a pidfd where the system has them: only this child is reaped, in any OS thread, and no
     SIGCHLD handler is installed. Else by the hub's child watcher, which reaps every child of the
     process and exists in the main thread only; it is also what serves a process in which gevent
-    reaps every child already.
+    reaps every child already. In another thread of such a process it is both: the pidfd, and the
+    main hub for the status, if that has reaped the child before this thread could.
 
     Args:
         loop: the event loop; `close` is called when it is closed.
-        hub: the hub.
+        hub: its hub.
         pid: the child.
         callback: called once, unless `close` comes first.
 
@@ -270,58 +271,97 @@ class ChildWatcher:
         RuntimeError: the system has no pidfd, and this is not the main thread.
     """
 
+    #: The main thread's hub, once an event loop has run on it.
+    main_hub: Any = None
+
     def __init__(
         self, loop: EventLoop, hub: Any, pid: int, callback: Callable[[int], None]
     ) -> None:
         self._loop = loop
+        self._hub = hub
         self._pid = pid
-        self._callback = callback
+        self._callback: Callable[[int], None] | None = callback
         self._pidfd = -1
-        gevent_reaps = hub.loop.default and "gevent.subprocess" in sys.modules
-        if not gevent_reaps and hasattr(os, "pidfd_open"):
+        self._watchers: list[Any] = []
+        gevent_reaps = "gevent.subprocess" in sys.modules
+        if not (gevent_reaps and hub.loop.default) and hasattr(os, "pidfd_open"):
             try:
                 self._pidfd = os.pidfd_open(pid)
             except OSError:  # an old kernel, or a sandbox
                 pass
         if self._pidfd >= 0:
-            self._watcher = hub.loop.io(self._pidfd, READ)
-            self._watcher.start(self._on_pidfd)
+            watcher = hub.loop.io(self._pidfd, READ)
+            watcher.start(self._on_pidfd)
+            self._watchers.append(watcher)
+            if gevent_reaps and self.main_hub is not None and self.main_hub.loop is not None:
+                self.main_hub.loop.run_callback_threadsafe(self._watch_in_main_hub)
         else:
-            try:
-                self._watcher = hub.loop.child(pid)
-            except TypeError as error:
-                raise RuntimeError(
-                    "on this system a subprocess can be watched in the main OS thread only: run "
-                    "the event loop there"
-                ) from error
-            self._watcher.start(self._on_child)
+            self._watch_child(hub)
         loop._child_watchers.add(self)
 
     def close(self) -> None:
-        """Stop watching."""
+        """Stop watching. In the OS thread of the hub."""
         self._loop._child_watchers.discard(self)
-        close(self._watcher)
+        self._callback = None
+        while self._watchers:
+            close(self._watchers.pop())
         if self._pidfd >= 0:
             os_close(self._pidfd)
             self._pidfd = -1
 
-    def _on_pidfd(self) -> None:
-        self.close()
+    def _watch_child(self, hub: Any) -> None:
         try:
-            _, status = os.waitpid(self._pid, os.WNOHANG)
-        except ChildProcessError:
-            # Somebody reaped it, and the status is lost. As asyncio's watchers do:
-            _compat.base_events.logger.warning(
-                "Unknown child process pid %d, will report returncode 255", self._pid
-            )
-            self._callback(255)
-        else:
-            self._callback(_exit_code(status))
+            watcher = hub.loop.child(self._pid)
+        except TypeError as error:
+            raise RuntimeError(
+                "on this system a subprocess can be watched in the main OS thread only: run the "
+                "event loop there"
+            ) from error
+        watcher.start(lambda *_: self._ended(_exit_code(watcher.rstatus)))
+        self._watchers.append(watcher)
 
-    def _on_child(self, *_: Any) -> None:
-        status = self._watcher.rstatus
-        self.close()
-        self._callback(_exit_code(status))
+    def _watch_in_main_hub(self) -> None:
+        # ref=False: it is no reason for that hub to go on.
+        watcher = self.main_hub.loop.child(self._pid, ref=False)
+
+        def exited(*_: Any) -> None:
+            close(watcher)
+            code = _exit_code(watcher.rstatus)
+            self._hub.loop.run_callback_threadsafe(self._ended, code)
+
+        if self._callback is None:
+            close(watcher)
+        else:
+            watcher.start(exited)
+
+    def _on_pidfd(self) -> None:
+        self._watchers.pop(0).stop()
+        try:
+            _, status = os_waitpid(self._pid, os.WNOHANG)
+        except ChildProcessError:
+            # Somebody else reaped it. If that was the main hub, it tells us in a moment.
+            timer = self._hub.loop.timer(STATUS_DELAY)
+            timer.start(self._lost)
+            self._watchers.append(timer)
+        else:
+            self._ended(_exit_code(status))
+
+    def _lost(self) -> None:
+        # As asyncio's child watchers do:
+        _compat.base_events.logger.warning(
+            "Unknown child process pid %d, will report returncode 255", self._pid
+        )
+        self._ended(255)
+
+    def _ended(self, code: int) -> None:
+        callback = self._callback
+        if callback is not None:
+            self.close()
+            callback(code)
+
+
+#: Seconds to wait for the status of a child that another hub has reaped.
+STATUS_DELAY = 0.5
 
 
 def _exit_code(status: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gevent.exceptions import BlockingSwitchOutError
+from gevent.exceptions import BlockingSwitchOutError as _Blocked
 
 __all__ = ["AsyncioGeventError", "BlockingCallError"]
 
@@ -11,9 +11,7 @@ class AsyncioGeventError(Exception):
     """Base class of the exceptions that only this package raises."""
 
 
-class BlockingCallError(  # type: ignore[misc]
-    AsyncioGeventError, RuntimeError, BlockingSwitchOutError
-):
+class BlockingCallError(AsyncioGeventError, RuntimeError, _Blocked):  # type: ignore[misc]
     """A gevent call would have blocked where it must not.
 
     Raised in a coroutine or callback of an ``EventLoop(suspend=False)``, and by
