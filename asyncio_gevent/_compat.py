@@ -35,6 +35,7 @@ __all__ = [
     "format_callback",
     "format_handle",
     "get_running_loop",
+    "has_active_watchers",
     "has_deferred_closes",
     "leave_task",
     "pool_is_full",
@@ -148,3 +149,10 @@ has_deferred_closes: Callable[[], int] = _deferred_closes.__len__
 def pool_is_full(pool: Any) -> bool:
     """Whether ``spawn()`` of this ``gevent.threadpool.ThreadPool`` would block now."""
     return bool(pool._available_worker_threads_greenlet_sem.locked())
+
+
+def has_active_watchers(hub: Any) -> bool:
+    """Whether anything referenced is active in this hub, that is whether somebody waits in it."""
+    if hasattr(hub.loop, "debug"):  # libuv, whose `activecnt` is always 0
+        return any(state.active and state.ref for state in hub.loop.debug())
+    return bool(hub.loop.activecnt)

@@ -172,7 +172,7 @@ class EventLoop(IOEventLoop):
                 "`gevent.spawn(loop.run_forever)`"
             )
         self._bind(hub)
-        restore_sigint = self._catch_sigint(hub)
+        interrupt = self._catch_sigint(hub)
         try:
             # The hub comes back here by `_finish`, or with an exception of the caller's own: a
             # timeout, a kill, KeyboardInterrupt.
@@ -180,7 +180,7 @@ class EventLoop(IOEventLoop):
             if result is not self:
                 raise InvalidSwitchError(f"unexpected switch to run_forever(): {result!r}")
         finally:
-            if restore_sigint:
+            if interrupt is not None and signal.getsignal(signal.SIGINT) is interrupt:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
             self._unbind()
         failure, self._failure = self._failure, None
@@ -190,16 +190,16 @@ class EventLoop(IOEventLoop):
             finally:
                 del failure  # no cycle through the traceback
 
-    def _catch_sigint(self, hub: Any) -> bool:
+    def _catch_sigint(self, hub: Any) -> Any:
         # Ctrl-C while the hub waits would be printed by the hub before it reaches the main
         # greenlet. If that is the caller, it gets the exception from here. In asyncio.Runner,
-        # from 3.11 on, the handler is another one, and stays.
+        # from 3.11 on, the handler is another one, and stays. Returns the handler, or None.
         if (
             hub.parent is not getcurrent()
             or self._thread_id != MAIN_THREAD_IDENT
             or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
         ):
-            return False
+            return None
 
         def interrupt(signum: int, frame: Any) -> None:
             if getcurrent() is not hub:
@@ -207,8 +207,11 @@ class EventLoop(IOEventLoop):
             self._failure = KeyboardInterrupt()
             self._write_to_self()
 
-        signal.signal(signal.SIGINT, interrupt)
-        return True
+        try:
+            signal.signal(signal.SIGINT, interrupt)
+        except ValueError:  # a sub-interpreter, whose main thread has no signals
+            return None
+        return interrupt
 
     def _run_once(self) -> None:
         # One iteration; asyncio's tests and some programs that pump a loop by hand call it.
@@ -784,7 +787,7 @@ class EventLoop(IOEventLoop):
             and hub is get_hub_if_exists()
             and getcurrent() is not hub
             and hub.loop is not None
-            and not hub.loop.activecnt
+            and not _compat.has_active_watchers(hub)
         ):
             hub.destroy(destroy_loop=True)
 
