@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import heapq
 import signal
 import sys
+import weakref
 from asyncio import TimerHandle, events
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -71,6 +73,7 @@ MAX_PARKED = 64
 
 
 _set_asyncgen_hooks = sys.set_asyncgen_hooks
+getrefcount = sys.getrefcount
 
 
 class Handle(asyncio.Handle):
@@ -118,7 +121,11 @@ class EventLoop(IOEventLoop):
         _batch: the runner that runs a batch, or None.
         _suspended: the runners with a suspended step.
         _suspended_tasks: the tasks whose step is suspended, with the runner it is suspended in.
-        _entered: ids of the ``contextvars.Context`` objects that suspended steps have entered.
+        _special: what a batch must look at before it runs a handle: ids of the contexts that
+            suspended steps have entered, and ids of the tasks that have claimed a runner.
+        _claimed: the runners that a task has claimed; see `_claim`.
+        _suspects: parked runners, out of the pool until it is known whether they are claimed.
+        _next: the claimed runner that the next batch is for.
     """
 
     def __init__(self, *, suspend: bool = True) -> None:
@@ -134,7 +141,10 @@ class EventLoop(IOEventLoop):
         self._parked: list[Runner] = []
         self._suspended: set[Runner] = set()
         self._suspended_tasks: dict[Any, Runner] = {}
-        self._entered: dict[int, Runner] = {}
+        self._special: dict[int, Runner] = {}
+        self._claimed: set[Runner] = set()
+        self._suspects: list[Runner] = []
+        self._next: Runner | None = None
         self._cancels: set[Runner] = set()
         self._waiter: Any = None
         self._thread: Any = None
@@ -232,6 +242,9 @@ class EventLoop(IOEventLoop):
                     "thread: run it there until they have ended"
                 )
             self._parked.clear()
+            self._claimed.clear()
+            self._suspects.clear()
+            self._special.clear()
             self._primary = None
             self._hub = hub
             self._hub_loop = hub.loop
@@ -296,7 +309,8 @@ class EventLoop(IOEventLoop):
             self._frozen = True
 
     def _idle_runners(self) -> list[Runner]:
-        runners = list(self._parked)
+        runners = [*self._parked]
+        runners += [runner for runner in self._claimed if runner.state is PARKED]
         if self._primary is not None and self._primary.state is PARKED:
             runners.append(self._primary)
         return runners
@@ -358,7 +372,9 @@ class EventLoop(IOEventLoop):
         self._batch_ends = monotonic() + BATCH_SECONDS
         again = True
         while again and self._waiter is not None and not self._frozen and self._batch is None:
-            runner = self._primary
+            if self._suspects:
+                self._review_claims()
+            runner, self._next = self._next or self._primary, None
             if runner is None:
                 runner = self._primary = self._make_runner()
             elif runner.state is not PARKED:
@@ -405,7 +421,7 @@ class EventLoop(IOEventLoop):
         # The context of the handle, and the one entered last inside of it.
         runner.contexts = id(handle._context), id(runner.gr_context)
         for key in runner.contexts:
-            self._entered[key] = runner
+            self._special[key] = runner
         if handle.__class__ is IOHandle:
             self._hold_io(handle)
         if self._debug:
@@ -429,7 +445,7 @@ class EventLoop(IOEventLoop):
             runner.suspended_seconds += self.time() - runner.suspended_at
             runner.suspended_at = None
         for key in runner.contexts:
-            self._entered.pop(key, None)
+            self._special.pop(key, None)
         task = runner.task
         if task is not None:
             runner.task = None
@@ -443,9 +459,13 @@ class EventLoop(IOEventLoop):
         # is the last thing that its callers do. True if another batch should follow at once.
         parked = runner.state is PARKED
         if parked:
+            if runner.resumed and self._batch is not runner:
+                self._claim(runner, runner.handle)
             runner.loop = runner.handle = None
-            if runner is not self._primary or self._closed:
+            if self._closed or (runner.claim is None and runner is not self._primary):
                 self._put_away(runner)
+            elif runner.claim is not None:
+                self._suspects.append(runner)
         if self._batch is not runner:
             self._settle_resumed(parked)
             return False
@@ -454,7 +474,7 @@ class EventLoop(IOEventLoop):
             self._finish()
         elif not (self._ready or self._stopping):
             self._rest()
-        elif not parked and monotonic() < self._batch_ends:
+        elif (not parked or runner.claim or self._next) and monotonic() < self._batch_ends:
             return True
         else:
             self._poll_timer.start(self._on_polled)
@@ -475,6 +495,52 @@ class EventLoop(IOEventLoop):
             runner.retire()
         else:
             self._parked.append(runner)
+
+    # A raw greenlet that a step starts is a child of the runner, and switches back to it when it
+    # wants the task to await (SQLAlchemy's greenlet_spawn), also in later steps. So these steps
+    # must run in that runner, and it must run nothing else meanwhile. There is no hook for the
+    # start of a greenlet, but a greenlet refers to its parent: a runner to which somebody refers
+    # after a step is claimed by the task, until nobody does.
+
+    def _claim(self, runner: Runner, handle: Any) -> None:
+        # After a handle, to be reviewed when the runner is parked.
+        task = getattr(handle._callback, "__self__", None)
+        if runner.claim is not None or not asyncio.isfuture(task) or task.done():
+            return
+        # Weak, all of them: what a parked runner refers to cannot be garbage collected.
+        loop, claimed, key = weakref.ref(self), weakref.ref(runner), id(task)
+
+        def forgotten(_: Any) -> None:
+            self, runner = loop(), claimed()
+            if self is not None and runner is not None:
+                self._special.pop(key, None)
+                self._suspects.append(runner)
+
+        runner.claim = weakref.ref(task, forgotten)
+        self._special[key] = runner
+        self._claimed.add(runner)
+        if runner is self._primary:
+            self._primary = None
+
+    def _review_claims(self) -> None:
+        # In the hub, where nothing but what has claimed a parked runner refers to it.
+        suspects, self._suspects = self._suspects, []
+        for runner in suspects:
+            if runner.claim is None or runner.state is not PARKED:
+                continue
+            task = runner.claim()
+            if task is None or task.done() or getrefcount(runner) <= _own_references():
+                self._unclaim(runner, task)
+
+    def _unclaim(self, runner: Runner, task: Any) -> None:
+        runner.claim = None
+        self._claimed.discard(runner)
+        if task is not None:
+            self._special.pop(id(task), None)
+        if self._primary is None and not self._closed:
+            self._primary = runner
+        else:
+            self._put_away(runner)
 
     def _rest(self) -> None:
         # In this order: a signal handler may append at any moment, and wakes if this is False.
@@ -512,7 +578,8 @@ class EventLoop(IOEventLoop):
 
     def _run_batch(self, runner: Runner) -> None:
         ready = self._ready
-        entered = self._entered
+        special = self._special
+        references = getrefcount(runner)
         if get_running_loop() is not self:
             # asyncio without its C part keeps it in a threading.local, which is the greenlet's
             # own after patching: what `_enter` has set is the hub's.
@@ -531,9 +598,8 @@ class EventLoop(IOEventLoop):
                     handle = ready.popleft()
                     if handle._cancelled:
                         continue
-                    if entered and id(handle._context) in entered:
-                        # A context can be entered once, and a suspended step is still in it.
-                        handle._context = handle._context.copy()
+                    if special and not self._admit(handle, runner):
+                        return
                     runner.handle = handle
                     kind = handle.__class__
                     if self._debug:
@@ -552,6 +618,9 @@ class EventLoop(IOEventLoop):
                         handle._run()
                     if runner.resumed:
                         return  # it was suspended, and the rest has gone to another runner
+                    if getrefcount(runner) != references or runner.claim is not None:
+                        self._claim(runner, handle)
+                        return
                 if not left:
                     if self._stopping:
                         self._stopped = True
@@ -563,6 +632,19 @@ class EventLoop(IOEventLoop):
                     return
         except (SystemExit, KeyboardInterrupt) as error:
             self._failure = error
+
+    def _admit(self, handle: Any, runner: Runner) -> bool:
+        # Whether this runner may run the handle. If not, the next batch is for the one that may.
+        special = self._special
+        claimed = special.get(id(getattr(handle._callback, "__self__", None)))
+        if claimed is not runner and (claimed is not None or runner.claim is not None):
+            self._ready.appendleft(handle)
+            self._next = claimed
+            return False
+        if id(handle._context) in special:
+            # A context can be entered once, and a suspended step is still in it.
+            handle._context = handle._context.copy()
+        return True
 
     def _run_in_debug_mode(self, runner: Runner) -> None:
         # The handle is in no local variable: an exception keeps the frames it went through, and
@@ -754,6 +836,22 @@ class EventLoop(IOEventLoop):
         elif not task.done():
             task._cancel_instead(msg)
 
+    def _throw_into_awaiting(self, task: Any, error: BaseException) -> None:
+        """Let the ``await`` of a task raise this exception."""
+        if task.done() or self._closed:
+            return
+        waiter = task._fut_waiter
+        for callback, context in (waiter is not None and waiter._callbacks) or ():
+            if getattr(callback, "__self__", None) is task:
+                # What the task awaits does not wake it any more; a future that failed does.
+                waiter.remove_done_callback(callback)
+                failed = self.create_future()
+                failed.set_exception(error)
+                self.call_soon(callback, failed, context=context)
+                return
+        # Its next step is on the way: let it await something first.
+        self.call_soon(self._throw_into_awaiting, task, error)
+
     # --- closing ----------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -771,7 +869,9 @@ class EventLoop(IOEventLoop):
         super().close()
         parked = self._idle_runners()
         self._parked.clear()
-        self._primary = None
+        self._claimed.clear()
+        self._suspects.clear()
+        self._primary = self._next = None
         if self._hub is not None and self._hub.thread_ident == get_ident():
             for runner in parked:
                 runner.retire()
@@ -810,3 +910,29 @@ class EventLoop(IOEventLoop):
                 task._log_traceback = False  # it is GreenletExit, and nobody asks for it
         if done is not None:
             done.set()
+
+
+class _Idle:
+    """Stands for an event loop that gives a runner nothing to do."""
+
+    def _enter(self, runner: Runner) -> None:
+        pass
+
+    def _leave(self, runner: Runner, outer: None) -> None:
+        pass
+
+    def _run_batch(self, runner: Runner) -> None:
+        pass
+
+
+@functools.cache
+def _own_references() -> int:
+    # How many references there are to a parked runner that `_review_claims` looks at, if nobody
+    # else has one. That depends on the interpreter, so they are counted.
+    runner = Runner(get_hub())
+    runner.start(_Idle())
+    held = [runner], {runner}, {0: runner}  # as by `suspects`, `_claimed` and `_special`
+    count = getrefcount(runner)
+    del held
+    runner.retire()
+    return count

@@ -76,6 +76,7 @@ class Runner(greenlet):  # type: ignore[misc]
         task: the task whose step is suspended in it, or None; written by the event loop.
         contexts: ids of the contexts that the suspended step has entered; written by the event
             loop.
+        claim: weak reference to the task that has claimed it, or None; written by the event loop.
         closing: `GreenletExit` was thrown into its step, since the event loop is being closed.
         may_block: exempt from ``suspend=False``.
         suspended_at, suspended_seconds: since when, or None, and for how long it was suspended;
@@ -84,6 +85,7 @@ class Runner(greenlet):  # type: ignore[misc]
 
     # A greenlet has a dictionary as well, but slots are read and written faster.
     __slots__ = (
+        "claim",
         "closing",
         "contexts",
         "handle",
@@ -101,6 +103,7 @@ class Runner(greenlet):  # type: ignore[misc]
         self.state = PARKED
         self.loop: EventLoop | None = None
         self.resumed = False
+        self.claim: Any = None
         self.closing = False
         self.may_block = False
         self.suspended_at: float | None = None
@@ -114,7 +117,7 @@ class Runner(greenlet):  # type: ignore[misc]
     # function answers to the name that the outermost code of a thread has.
     run = FunctionType(_run.__code__.replace(co_name="<module>"), _run.__globals__, "<module>")
 
-    def start(self, loop: EventLoop) -> None:
+    def start(self, loop: Any) -> None:
         """Let this parked runner run a batch. In the hub; returns when it parks or suspends."""
         self.loop = loop
         self.resumed = False
@@ -139,6 +142,11 @@ class Runner(greenlet):  # type: ignore[misc]
         if self.state is SUSPENDED:
             return self._resume(_throw, args, {})
         if self.state is PARKED:
+            # A gevent.Timeout that a step has set, say, while the task awaits. What will throw it
+            # refers to this runner, so that the task has claimed it.
+            task = self.claim() if self.claim is not None else None
+            if task is not None:
+                task.get_loop()._throw_into_awaiting(task, _exception(args))
             return None
         return _throw(self, *args)
 
@@ -193,6 +201,19 @@ class Runner(greenlet):  # type: ignore[misc]
             blocked = find_blocked(self)
             if blocked is not None:
                 blocked.throw(exception)
+
+
+def _exception(args: tuple[Any, ...]) -> BaseException:
+    # Of the arguments of greenlet.throw(): nothing, an exception, or type, value, traceback.
+    kind, value = (*args, None, None)[:2]
+    if kind is None:
+        return GreenletExit()
+    if isinstance(kind, BaseException):
+        return kind
+    if isinstance(value, BaseException):
+        return value
+    exception: BaseException = kind() if value is None else kind(value)
+    return exception
 
 
 def _blocking_call(frame: Any) -> BlockingCallError:

@@ -183,7 +183,12 @@ def _wakeup_fd() -> int:
 def _resources() -> dict[str, set[str]]:
     return {
         "runner": {repr(runner) for runner in _runners if not runner.dead},
-        "thread": {repr(thread) for thread in threading.enumerate()},
+        # Dummies stand for native threads that once asked who they are.
+        "thread": {
+            repr(thread)
+            for thread in threading.enumerate()
+            if not isinstance(thread, threading._DummyThread)
+        },
         "event loop": {repr(loop) for loop in _loops if not loop.is_closed()},
         "descriptor": set(_descriptors()),
         "native thread": _native_threads(),

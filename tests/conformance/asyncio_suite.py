@@ -130,13 +130,12 @@ class Process:
     @staticmethod
     def _environment():
         # The package under test is the one that this process would import, a checkout or an
-        # installed one.
-        env = dict(os.environ)
+        # installed one. The worker has another working directory, so all paths are absolute.
+        path = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
         spec = find_spec("asyncio_gevent")
         if spec is not None and spec.origin:
-            root = str(Path(spec.origin).parent.parent)
-            env["PYTHONPATH"] = os.pathsep.join(filter(None, [root, env.get("PYTHONPATH")]))
-        return env
+            path.insert(0, str(Path(spec.origin).parent.parent))
+        return {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, path))}
 
     def next_event(self, limit):
         """Return the next event; None if the process ends or *limit* seconds pass before."""
@@ -209,7 +208,7 @@ def run_module(module, *, loop="ours", patched=False, only=None, limit=TEST_LIMI
             "leave_out": sorted(tables.LEFT_OUT),
             "extra_path": extra_path,
         }
-        with tempfile.TemporaryDirectory(prefix="asyncio-suite-") as directory:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
             process = Process(job, Path(directory))
             try:
                 remaining = _run_process(process, run, limits)

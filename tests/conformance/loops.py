@@ -5,7 +5,7 @@ loop classes by name (with selectors that a loop on the hub has no use for), a b
 ``BaseEventLoop`` whose poll is mocked, and a loop with virtual time. `substitute` puts the tested
 loop at the end of each of these ways, and counts the loops that really ran.
 
-Rule: nothing here changes what a loop does, only which loop it is.
+Rule: nothing here changes what the tested loop does, only that it is the one.
 """
 
 import asyncio
@@ -230,9 +230,8 @@ def substitute(name):
     """Put the loop called *name* in place.
 
     Args:
-        name: ``"ours"``, ``"uvloop"``, ``"standard"`` (the suite untouched), or ``"selector"``: the
-            standard loop by way
-            of the substitution, which shows what the substitution itself breaks.
+        name: ``"ours"``, ``"uvloop"``, ``"standard"`` (the suite untouched), or ``"selector"``:
+            the standard loop by way of the substitution, to see what that itself breaks.
     """
     if name == "standard":
         return Unchanged()

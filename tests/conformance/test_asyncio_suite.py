@@ -49,9 +49,9 @@ def test_module(module, mode, verdicts):
     run, verdict = verdicts[module, mode].result()
     if run.absent:
         pytest.skip(run.absent)
-    assert run.count(*asyncio_suite.PASSED), f"no test of {module} has passed"
     if verdict.problems:
         pytest.fail(str(verdict), pytrace=False)
+    assert run.count(*asyncio_suite.PASSED), f"no test of {module} has passed"
 
 
 def test_deviations_of_patching_are_not_ours():

@@ -209,7 +209,10 @@ def main():
     fd = int(sys.argv[2])
     os.set_inheritable(fd, False)
     # The script's own directory is no place for the tests to import from.
-    here = sys.path.pop(0)
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [path for path in sys.path if path != here]
+    # A shell starts background jobs with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     faulthandler.enable()
     dump_stacks_on(signal.SIGQUIT)
     try:
