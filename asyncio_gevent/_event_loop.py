@@ -64,6 +64,9 @@ MAX_HANDLES = 64
 #: clock is looked at after a pass of many handles, and after every fourth one.
 BATCH_SECONDS = 0.005
 
+#: What `_finish` switches to the caller with.
+_FINISHED = object()
+
 _COUNTDOWN = range(MAX_PASSES - 1, -1, -1)
 
 #: Parked runners kept by an event loop beside its primary one. A greenlet that runs Python code
@@ -187,7 +190,7 @@ class EventLoop(IOEventLoop):
             # The hub comes back here by `_finish`, or with an exception of the caller's own: a
             # timeout, a kill, KeyboardInterrupt.
             result = self._waiter.get()
-            if result is not self:
+            if result is not _FINISHED:
                 raise InvalidSwitchError(f"unexpected switch to run_forever(): {result!r}")
         finally:
             if interrupt is not None and signal.getsignal(signal.SIGINT) is interrupt:
@@ -285,7 +288,7 @@ class EventLoop(IOEventLoop):
         self._async.start(self._on_async)
         for handle in self._io_handles():
             if not handle.held:
-                handle.start()
+                handle.restart()
         self._awake = True
         self._poll_timer = hub_loop.timer(0)
         self._poll_timer.start(self._on_polled)
@@ -316,12 +319,14 @@ class EventLoop(IOEventLoop):
         return runners
 
     def _finish(self) -> None:
-        # In the hub, with nothing left to do in this call: switches to the caller.
+        # In the hub.
         waiter = self._waiter
         if waiter is not None:
             self._awake = True
             self._waiter = None
-            waiter.switch(self)
+            # Not from here: the hub's stack would refer to this event loop, which may be closed
+            # and forgotten, until the hub is entered again.
+            self._run_callback(waiter.switch, _FINISHED)
         elif self._failure is not None:
             # A step that was resumed after the event loop had stopped.
             failure, self._failure = self._failure, None
@@ -455,8 +460,8 @@ class EventLoop(IOEventLoop):
             _compat.enter_task(self, task)
 
     def _settle(self, runner: Runner) -> bool:
-        # In the hub, which is not running anybody's code now. May switch to the caller, so it
-        # is the last thing that its callers do. True if another batch should follow at once.
+        # In the hub, which is not running anybody's code now. True if another batch should
+        # follow at once.
         parked = runner.state is PARKED
         if parked:
             if runner.resumed and self._batch is not runner:

@@ -206,13 +206,15 @@ class Runner(greenlet):  # type: ignore[misc]
 def _exception(args: tuple[Any, ...]) -> BaseException:
     # Of the arguments of greenlet.throw(): nothing, an exception, or type, value, traceback.
     kind, value = (*args, None, None)[:2]
+    exception: BaseException
     if kind is None:
-        return GreenletExit()
-    if isinstance(kind, BaseException):
-        return kind
-    if isinstance(value, BaseException):
-        return value
-    exception: BaseException = kind() if value is None else kind(value)
+        exception = GreenletExit()
+    elif isinstance(kind, BaseException):
+        exception = kind
+    elif isinstance(value, BaseException):
+        exception = value
+    else:
+        exception = kind() if value is None else kind(value)
     return exception
 
 

@@ -63,10 +63,20 @@ class IOHandle(Handle):
         A new one even where one is left from before: only a watcher that was never started
         makes libev tell the kernel of the descriptor again, and the number may since have been
         closed and given to another file.
+
+        Raises:
+            OSError: the descriptor is closed.
         """
         self.close_watcher()
         self.watcher = self._loop._hub_loop.io(self.fd, self.events)
         self.watcher.start(self.fire)
+
+    def restart(self) -> None:
+        """Start watching again, unless the descriptor was closed; that ends no registration."""
+        try:
+            self.start()
+        except OSError:  # as with epoll, which forgets it
+            pass
 
     def close_watcher(self) -> None:
         """Stop watching."""
@@ -115,7 +125,7 @@ class IOHandle(Handle):
         """Watch again after `held`."""
         self.held = False
         if not self._cancelled and self._loop._async is not None:
-            self.start()
+            self.restart()
 
 
 def close(watcher: Any) -> None:
