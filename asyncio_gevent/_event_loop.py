@@ -460,8 +460,8 @@ class EventLoop(IOEventLoop):
             _compat.enter_task(self, task)
 
     def _settle(self, runner: Runner) -> bool:
-        # In the hub, which is not running anybody's code now. True if another batch should
-        # follow at once.
+        # In the hub, which is not running anybody's code now, or in a tracer: must not switch.
+        # True if another batch should follow at once.
         parked = runner.state is PARKED
         if parked:
             if runner.resumed and self._batch is not runner:
@@ -497,7 +497,7 @@ class EventLoop(IOEventLoop):
     def _put_away(self, runner: Runner) -> None:
         if self._closed or len(self._parked) >= MAX_PARKED:
             unalias(runner)
-            runner.retire()
+            runner.parent.loop.run_callback(runner.retire)
         else:
             self._parked.append(runner)
 

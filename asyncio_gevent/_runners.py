@@ -259,6 +259,7 @@ class _Strays:
         self._outer: Any = None
         self._previous: Any = None
         self._installed = False
+        self._inside = False
 
     def add(self, runner: Runner) -> None:
         self.waiting[runner] = None
@@ -281,17 +282,23 @@ class _Strays:
 
     def __call__(self, event: str, args: tuple[Any, Any]) -> None:
         # In the context of the target, right after the switch. Must not switch, must not raise.
-        if self._previous is not None:
-            self._previous(event, args)
-        origin, target = args
-        runner = self.live
-        if runner is None:
-            if self.waiting and not isinstance(target, Runner):
-                runner = _owner(target)
-                if runner is not None and runner in self.waiting:
-                    self._adopt(runner)
-        elif target is runner.parent:
-            self._release(runner, origin)
+        if self._inside:
+            return  # a tracer that displaced this one calls it, and is called by it
+        self._inside = True
+        try:
+            if self._previous is not None:
+                self._previous(event, args)
+            origin, target = args
+            runner = self.live
+            if runner is None:
+                if self.waiting and not isinstance(target, Runner):
+                    runner = _owner(target)
+                    if runner is not None and runner in self.waiting:
+                        self._adopt(runner)
+            elif target is runner.parent:
+                self._release(runner, origin)
+        finally:
+            self._inside = False
 
     def _adopt(self, runner: Runner) -> None:
         loop = runner.loop
@@ -302,19 +309,15 @@ class _Strays:
         self._outer = loop._enter(runner)
 
     def _release(self, runner: Runner, origin: Any) -> None:
-        # The hub goes on: the runner parked, suspended, or died, or again another greenlet
-        # blocks. `_settle` may switch, which a tracer must not: the hub calls it in a moment.
+        # The hub goes on: the runner parked, suspended, or again another greenlet blocks.
         loop = runner.loop
         assert loop is not None
         self.live = None
         loop._leave(runner, self._outer)
         if runner in self.waiting and not isinstance(origin, Runner):
             self.waiting[runner] = origin
-        runner.parent.loop.run_callback(self._settle, loop, runner)
-
-    def _settle(self, loop: EventLoop, runner: Runner) -> None:
         loop._settle(runner)
-        self.remove_if_idle()
+        runner.parent.loop.run_callback(self.remove_if_idle)
 
 
 _by_thread = native_local()
@@ -356,12 +359,17 @@ def find_blocked(runner: Runner) -> Any:
         for candidate in gc.get_objects()
         if isinstance(candidate, greenlet)
         and candidate is not runner
-        and candidate.gr_frame is not None
+        and candidate  # started, and not dead
         and _owner(candidate) is runner
     ]
     # A greenlet that waits for a child of its own does not block in the hub; of the others it
     # is the one whose innermost function is gevent's (or C code that gevent's C code called).
     parents = {id(candidate.parent) for candidate in candidates}
     leaves = [candidate for candidate in candidates if id(candidate) not in parents]
-    leaves.sort(key=lambda leaf: leaf.gr_frame.f_globals.get("__name__", "").startswith("gevent"))
+    leaves.sort(key=_is_in_gevent)
     return leaves[-1] if leaves else None
+
+
+def _is_in_gevent(candidate: Any) -> bool:
+    frame = candidate.gr_frame
+    return frame is None or frame.f_globals.get("__name__", "").startswith("gevent")

@@ -10,10 +10,7 @@ thrown into that greenlet. The C implementation must not hear of it, or it would
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from typing import Any
 
 __all__ = ["Task", "shadow_cancel", "unshadow_cancel"]
 
@@ -102,20 +99,18 @@ _NAMES = ("cancel", "cancelling", "uncancel", "_cancel_instead")
 
 def shadow_cancel(task: Any) -> None:
     """Let ``cancel()`` of this task of a foreign class reach its suspended step."""
-    attributes: dict[str, Any] | None = getattr(task, "__dict__", None)
-    if attributes is None or "_cancel_instead" in attributes:
+    if getattr(task, "_cancel_instead", None) is not None:
         return
     shadow = _Shadow(task)
+    # Not by way of ``__dict__``: the tasks of C have attributes, but do not show them.
     for name in _NAMES:
-        attributes[name] = getattr(shadow, name)
+        setattr(task, name, getattr(shadow, name))
 
 
 def unshadow_cancel(task: Any) -> None:
     """Undo `shadow_cancel`, unless a request is still counted by the shadow."""
-    attributes: dict[str, Any] = getattr(task, "__dict__", {})
-    instead: Callable[[Any], None] | None = attributes.get("_cancel_instead")
     # The counts of a request that was thrown must last until it is taken back; the cycle of
     # task and shadow, which then remains, is for the garbage collector.
-    if instead is not None and not instead.__self__.thrown:  # type: ignore[attr-defined]
+    if not task._cancel_instead.__self__.thrown:
         for name in _NAMES:
-            attributes.pop(name, None)
+            delattr(task, name)

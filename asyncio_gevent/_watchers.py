@@ -36,11 +36,12 @@ class IOHandle(Handle):
             callback returns. While it is set the watcher must not queue the handle again.
         held: the watcher was stopped because it fired while `queued` was set; it is started
             again when the callback returns.
+        file: device and inode of the file, since the callback is suspended.
         successor: the handle that replaced this one while its callback was suspended. It is
             held until that callback returns, or data would be delivered out of order.
     """
 
-    __slots__ = ("events", "fd", "held", "queued", "successor", "watcher")
+    __slots__ = ("events", "fd", "file", "held", "queued", "successor", "watcher")
 
     if TYPE_CHECKING:
         _loop: EventLoop
@@ -52,6 +53,7 @@ class IOHandle(Handle):
         super().__init__(callback, args, loop, None)
         self.fd = fd
         self.events = events
+        self.file: tuple[int, int] | None = None
         self.queued = False
         self.held = False
         self.successor: IOHandle | None = None
