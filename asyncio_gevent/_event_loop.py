@@ -39,7 +39,7 @@ from asyncio_gevent import _compat
 from asyncio_gevent._compat import get_running_loop, set_running_loop
 from asyncio_gevent._loop_io import IOEventLoop
 from asyncio_gevent._originals import get_ident
-from asyncio_gevent._runners import LIVE, PARKED, Runner, note_stray
+from asyncio_gevent._runners import LIVE, PARKED, Runner, check_tracer, find_owner, note_stray
 from asyncio_gevent._tasks import Task, shadow_cancel, unshadow_cancel
 from asyncio_gevent._threads import alias, current_thread, note_running, unalias
 from asyncio_gevent._watchers import ChildWatcher, IOHandle, close
@@ -148,16 +148,18 @@ class EventLoop(IOEventLoop):
         self._claimed: set[Runner] = set()
         self._suspects: list[Runner] = []
         self._next: Runner | None = None
-        self._cancels: set[Runner] = set()
+        self._cancels: set[Any] = set()
         self._waiter: Any = None
         self._thread: Any = None
         self._async: Any = None
         self._timer: Any = None
         self._timer_when = 0.0
         self._poll_timer: Any = None
+        self._polling = False
         self._failure: BaseException | None = None
         self._stopped = False
         self._frozen = False
+        self._forked_in: Runner | None = None
         super().__init__()
         # Bound once: they are set at every edge.
         self._outer_hooks: tuple[Any, Any] = (None, None)
@@ -184,9 +186,10 @@ class EventLoop(IOEventLoop):
                 "an event loop cannot be run in the hub, which all greenlets wait for: use "
                 "`gevent.spawn(loop.run_forever)`"
             )
-        self._bind(hub)
-        interrupt = self._catch_sigint(hub)
+        interrupt = None
         try:
+            self._bind(hub)
+            interrupt = self._catch_sigint(hub)
             # The hub comes back here by `_finish`, or with an exception of the caller's own: a
             # timeout, a kill, KeyboardInterrupt.
             result = self._waiter.get()
@@ -290,6 +293,7 @@ class EventLoop(IOEventLoop):
             if not handle.held:
                 handle.restart()
         self._awake = True
+        self._polling = True
         self._poll_timer = hub_loop.timer(0)
         self._poll_timer.start(self._on_polled)
 
@@ -301,6 +305,7 @@ class EventLoop(IOEventLoop):
             if each is not None:
                 close(each)
         self._poll_timer = self._timer = None
+        self._polling = False
         for handle in self._io_handles():
             handle.close_watcher()
 
@@ -310,6 +315,7 @@ class EventLoop(IOEventLoop):
             self._detach()
             self._batch = None
             self._frozen = True
+            self._forked_in = find_owner(getcurrent())
 
     def _idle_runners(self) -> list[Runner]:
         runners = [*self._parked]
@@ -349,8 +355,10 @@ class EventLoop(IOEventLoop):
         if watcher is not None:
             try:
                 watcher.send()
-            except (ValueError, AttributeError):  # closed between the two lines
-                pass
+            except Exception:
+                # Closed between the two lines: ValueError, or what cffi makes of it.
+                if self._async is watcher:
+                    raise
 
     def _on_async(self) -> None:
         if self._failure is not None and self._batch is None:
@@ -367,13 +375,15 @@ class EventLoop(IOEventLoop):
     def _on_polled(self) -> None:
         # The hub has polled, but it may have callbacks of descriptors still to call: libev calls
         # those of timers first. The next round of its callbacks comes after all of them.
+        self._polling = False
         if self._poll_timer is not None:
             self._poll_timer.stop()
             self._run_callback(self._dispatch)
 
     def _dispatch(self) -> None:
-        # In the hub. More than one batch only if steps are suspended: what they leave behind
-        # must not wait for all else that the hub has to do.
+        # In the hub. More than one batch only where claimed runners take turns.
+        if self._suspended:
+            check_tracer()
         self._batch_ends = monotonic() + BATCH_SECONDS
         again = True
         while again and self._waiter is not None and not self._frozen and self._batch is None:
@@ -397,6 +407,10 @@ class EventLoop(IOEventLoop):
 
     def _enter(self, runner: Runner) -> Any:
         outer = get_running_loop()
+        if self._frozen:
+            # In a forked child no event loop runs, and the step that forked may run a new one.
+            self._suspended.discard(runner)
+            return outer
         set_running_loop(self)
         _set_asyncgen_hooks(*self._hooks)
         if self._coroutine_origin_tracking_enabled:
@@ -408,6 +422,9 @@ class EventLoop(IOEventLoop):
     def _leave(self, runner: Runner, outer: Any) -> None:
         if runner.state is not PARKED:
             self._note_suspended(runner)
+        if self._frozen:
+            set_running_loop(outer)
+            return
         if self._coroutine_origin_tracking_enabled:
             sys.set_coroutine_origin_tracking_depth(self._outer_depth)
         _set_asyncgen_hooks(*self._outer_hooks)
@@ -467,29 +484,36 @@ class EventLoop(IOEventLoop):
             if runner.resumed and self._batch is not runner:
                 self._claim(runner, runner.handle)
             runner.loop = runner.handle = None
+            if self._thread is None:
+                unalias(runner)
             if self._closed or (runner.claim is None and runner is not self._primary):
                 self._put_away(runner)
             elif runner.claim is not None:
                 self._suspects.append(runner)
         if self._batch is not runner:
-            self._settle_resumed(parked)
+            self._settle_resumed(runner, parked)
             return False
         self._batch = None
         if self._stopped or self._failure is not None:
             self._finish()
         elif not (self._ready or self._stopping):
             self._rest()
-        elif (not parked or runner.claim or self._next) and monotonic() < self._batch_ends:
+        elif parked and (runner.claim or self._next) and monotonic() < self._batch_ends:
             return True
-        else:
+        elif not self._polling:
+            # Also if the runner is suspended: a wait of no time at all, as in select.select(...,
+            # 0), is over by then, and has let no other task in. There is sync code in coroutines
+            # that relies on that (httpcore asks so whether its idle connections are readable).
+            self._polling = True
+            self._check_fresh()
             self._poll_timer.start(self._on_polled)
         return False
 
-    def _settle_resumed(self, parked: bool) -> None:
+    def _settle_resumed(self, runner: Runner, parked: bool) -> None:
         # The step was suspended, and batches are the business of other runners.
         if self._failure is not None:
             self._finish()
-        elif parked and self._frozen:
+        elif parked and self._frozen and runner is self._forked_in:
             self._attach()
         elif not self._awake:
             self._poll_for_deferred_closes()
@@ -553,6 +577,8 @@ class EventLoop(IOEventLoop):
         if self._ready or self._stopping:
             self._wake()
             return
+        if self._fresh:
+            self._check_fresh()
         if self._scheduled:
             self._drop_cancelled_timers()
             if self._scheduled:
@@ -564,7 +590,7 @@ class EventLoop(IOEventLoop):
     def _poll_for_deferred_closes(self) -> None:
         # The patched os.close() closes after the next poll and does not end it: without a poll
         # that ends at once, whoever waits for the end of that pipe waits for ever.
-        if _compat.has_deferred_closes() and self._poll_timer is not None:
+        if _compat.has_deferred_closes() and self._poll_timer is not None and not self._polling:
             self._poll_timer.start(self._poll_timer.stop)
 
     def _start_timer(self, when: float) -> None:
@@ -589,6 +615,8 @@ class EventLoop(IOEventLoop):
             # asyncio without its C part keeps it in a threading.local, which is the greenlet's
             # own after patching: what `_enter` has set is the hub's.
             set_running_loop(self)
+        if self._scheduled:
+            self._drop_cancelled_timers()
         left = 0
         try:
             for passes_left in _COUNTDOWN:
@@ -614,6 +642,8 @@ class EventLoop(IOEventLoop):
                         try:
                             handle._context.run(handle._callback, *handle._args)
                         except (SystemExit, KeyboardInterrupt):
+                            if kind is IOHandle:
+                                handle.returned()
                             raise
                         except BaseException as error:
                             self._report(handle, error)
@@ -642,6 +672,8 @@ class EventLoop(IOEventLoop):
         # Whether this runner may run the handle. If not, the next batch is for the one that may.
         special = self._special
         claimed = special.get(id(getattr(handle._callback, "__self__", None)))
+        if claimed is not None and claimed.state is not PARKED:
+            claimed = None if claimed is not runner else runner  # no step of the task, then
         if claimed is not runner and (claimed is not None or runner.claim is not None):
             self._ready.appendleft(handle)
             self._next = claimed
@@ -828,13 +860,15 @@ class EventLoop(IOEventLoop):
         if runner is None or task.done():
             return False
         # Once, however often it is asked for before the step has heard of it.
-        if runner not in self._cancels:
-            self._cancels.add(runner)
+        if task not in self._cancels:
+            self._cancels.add(task)
             runner.parent.loop.run_callback(self._deliver_cancel, runner, task, msg)
         return True
 
     def _deliver_cancel(self, runner: Runner, task: Any, msg: Any) -> None:
-        self._cancels.discard(runner)
+        if task not in self._cancels:
+            return  # taken back by `uncancel`
+        self._cancels.discard(task)
         if self._suspended_tasks.get(task) is runner:
             error = asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg)
             runner.throw_into_step(error)
@@ -877,8 +911,9 @@ class EventLoop(IOEventLoop):
         self._claimed.clear()
         self._suspects.clear()
         self._primary = self._next = None
-        if self._hub is not None and self._hub.thread_ident == get_ident():
+        if self._hub is not None and self._hub is get_hub_if_exists():
             for runner in parked:
+                unalias(runner)
                 runner.retire()
         self._hub = self._hub_loop = self._run_callback = None
         self._destroy_own_hub()
@@ -898,7 +933,12 @@ class EventLoop(IOEventLoop):
 
     def _kill_suspended(self) -> None:
         hub = self._hub
-        if hub.thread_ident != get_ident():
+        if hub.loop is None:
+            # Destroyed, with all that waited in it.
+            self._suspended.clear()
+            self._suspended_tasks.clear()
+            self._special.clear()
+        elif hub is not get_hub_if_exists():
             hub.loop.run_callback_threadsafe(self._kill_steps)
         elif getcurrent() is hub:
             self._kill_steps()

@@ -108,27 +108,33 @@ class HubExecutor:
             return
         if call.error is None:
             future.set_result(call.result)
-        elif isinstance(call.error, StopIteration):
-            # A future refuses it, since in the coroutine that awaits it would look like the end.
-            error = RuntimeError("the function in the executor raised StopIteration")
-            error.__cause__ = call.error
-            future.set_exception(error)
         else:
-            future.set_exception(_compat.convert_future_exception(call.error))
+            _fail(future, call.error)
 
     async def join(self, timeout: float | None) -> None:
         """Wait until no call waits or is under way, or warn after ``timeout`` seconds."""
         if not self._unfinished:
             return
-        self._joined = self._loop.create_future()
+        if self._joined is None or self._joined.done():
+            self._joined = self._loop.create_future()
         try:
-            await asyncio.wait_for(self._joined, timeout)
+            # Shielded: others may wait for it, too.
+            await asyncio.wait_for(asyncio.shield(self._joined), timeout)
         except (asyncio.TimeoutError, TimeoutError):
             warnings.warn(
                 f"The executor did not finish its calls within {timeout} seconds.",
                 RuntimeWarning,
                 stacklevel=3,
             )
+
+
+def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
+    if isinstance(error, StopIteration):
+        # A future refuses it, since in the coroutine that awaits it would look like the end.
+        replacement = RuntimeError("the function in the executor raised StopIteration")
+        replacement.__cause__ = error
+        error = replacement
+    future.set_exception(_compat.convert_future_exception(error))
 
 
 #: Seconds until a call looks again for a thread of the hub's pool, when other users of the pool
@@ -149,11 +155,13 @@ def wrap_foreign_future(future: Any, loop: IOEventLoop) -> asyncio.Future[Any]:
     def copy(future: Any) -> None:
         if wrapper.cancelled() or loop.is_closed():
             return
-        error = future.exception()
-        if error is not None:
-            wrapper.set_exception(_compat.convert_future_exception(error))
+        # gevent's future is done, but its exception() raises what it should return.
+        try:
+            result = future.result()
+        except BaseException as error:
+            _fail(wrapper, error)
         else:
-            wrapper.set_result(future.result())
+            wrapper.set_result(result)
 
     def cancel(wrapper: asyncio.Future[Any]) -> None:
         if wrapper.cancelled():

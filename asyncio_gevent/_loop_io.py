@@ -23,7 +23,7 @@ from gevent.hub import get_hub
 
 from asyncio_gevent import _compat
 from asyncio_gevent._executor import HubExecutor, wrap_foreign_future
-from asyncio_gevent._originals import get_original
+from asyncio_gevent._originals import get_original, is_module_patched
 from asyncio_gevent._transports import (
     DatagramTransport,
     ReadPipeTransport,
@@ -54,6 +54,7 @@ class IOEventLoop(asyncio.SelectorEventLoop):
     Attributes:
         _readers, _writers: descriptor to its handle.
         _busy_io: (descriptor, events) to the handle whose callback is suspended.
+        _fresh: handles whose watcher was started since the hub's last poll.
         _async: the hub's async watcher while the event loop runs, else None.
         _hub_loop: the loop of the hub that runs, or last ran, the event loop.
         _child_watchers: those of children that have not ended.
@@ -92,6 +93,7 @@ class IOEventLoop(asyncio.SelectorEventLoop):
         self._readers: dict[int, IOHandle] = {}
         self._writers: dict[int, IOHandle] = {}
         self._busy_io: dict[tuple[int, int], IOHandle] = {}
+        self._fresh: list[IOHandle] = []
         self._hub_executor: HubExecutor | None = None
         self._child_watchers: set[ChildWatcher] = set()
         super().__init__(Registry(self._readers, self._writers))
@@ -175,6 +177,9 @@ class IOEventLoop(asyncio.SelectorEventLoop):
             self._check_closed()
         if fd.__class__ is not int:
             fd = _fileno(fd)
+        if fd in (self._writers if mask == READ else self._readers):
+            # libev would modify an entry of epoll, and aborts the process if that is not there.
+            os.fstat(fd)
         handle = IOHandle(fd, mask, callback, args, self)
         previous = handles.get(fd)
         handles[fd] = handle
@@ -188,7 +193,17 @@ class IOEventLoop(asyncio.SelectorEventLoop):
             handle.held = True
         elif self._async is not None:
             handle.start()
+            if not _closes_are_deferred():
+                self._fresh.append(handle)
         return handle
+
+    def _check_fresh(self) -> None:
+        # Before the hub polls. Of a descriptor that was closed meanwhile and not removed,
+        # selectors never hear again; libev aborts the process when it tells epoll of it. After
+        # patching, gevent's own close() sees to that.
+        for handle in self._fresh:
+            handle.stop_if_closed()
+        self._fresh.clear()
 
     def _io_handles(self) -> list[IOHandle]:
         return [*self._readers.values(), *self._writers.values()]
@@ -210,6 +225,9 @@ class IOEventLoop(asyncio.SelectorEventLoop):
         if handle is None:
             return False
         handle.cancel()
+        other = (self._writers if handles is self._readers else self._readers).get(fd)
+        if other is not None:
+            other.stop_if_closed()
         return True
 
     # --- transports -------------------------------------------------------------------------
@@ -307,7 +325,7 @@ class IOEventLoop(asyncio.SelectorEventLoop):
             raise RuntimeError(str(error)) from error
         self._signal_handlers[sig] = events.Handle(callback, args, self, None)
         try:
-            _compat.unix_events.signal.signal(sig, self._on_signal)
+            _compat.unix_events.signal.signal(sig, _ignore_signal)
             # Limit the occurrences of EINTR, as asyncio does.
             _compat.unix_events.signal.siginterrupt(sig, False)
         except OSError as error:
@@ -335,10 +353,6 @@ class IOEventLoop(asyncio.SelectorEventLoop):
             if not self._signal_handlers:
                 wake_on_signals.release(self)
         return True
-
-    def _on_signal(self, signum: int, frame: Any) -> None:
-        # Between two instructions of any greenlet of the main thread.
-        self._handle_signal(signum)
 
     # --- threads and names ------------------------------------------------------------------
 
@@ -435,6 +449,15 @@ _OWN_RESOLVERS = (
     get_original("socket", "getnameinfo"),
     gevent.socket.getnameinfo,
 )
+
+
+def _closes_are_deferred() -> bool:
+    return bool(is_module_patched("socket"))
+
+
+def _ignore_signal(signum: int, frame: Any) -> None:
+    # There must be a handler in Python for the interpreter to write to the wake-up descriptor.
+    pass
 
 
 def _fileno(fd: Any) -> int:

@@ -36,7 +36,16 @@ from asyncio_gevent.exceptions import BlockingCallError
 if TYPE_CHECKING:
     from asyncio_gevent._event_loop import EventLoop
 
-__all__ = ["LIVE", "PARKED", "SUSPENDED", "Runner", "find_blocked"]
+__all__ = [
+    "LIVE",
+    "PARKED",
+    "SUSPENDED",
+    "Runner",
+    "check_tracer",
+    "find_blocked",
+    "find_owner",
+    "note_stray",
+]
 
 # The states of a runner.
 PARKED = "parked"  #: has nothing to do; only `Runner.start` and `Runner.retire` switch to it
@@ -130,7 +139,7 @@ class Runner(greenlet):  # type: ignore[misc]
 
     def switch(self, *args: Any, **kwargs: Any) -> Any:
         """Resume the suspended step; this is what gevent calls, in the hub."""
-        if self.state is SUSPENDED:
+        if self._is_left():
             return self._resume(_switch, args, kwargs)
         if self.state is PARKED:
             return None  # a stale wake-up, for a step that is over
@@ -139,7 +148,7 @@ class Runner(greenlet):  # type: ignore[misc]
 
     def throw(self, *args: Any) -> Any:
         """Resume the suspended step with an exception; this is what gevent calls, in the hub."""
-        if self.state is SUSPENDED:
+        if self._is_left():
             return self._resume(_throw, args, {})
         if self.state is PARKED:
             # A gevent.Timeout that a step has set, say, while the task awaits. What will throw it
@@ -149,6 +158,11 @@ class Runner(greenlet):  # type: ignore[misc]
                 task.get_loop()._throw_into_awaiting(task, _exception(args))
             return None
         return _throw(self, *args)
+
+    def _is_left(self) -> bool:
+        # Suspended itself, or waiting for a raw greenlet that blocks; it is then the hub that
+        # switches here, for a gevent.Timeout say.
+        return self.state is SUSPENDED or (self.state is LIVE and getcurrent() is self.parent)
 
     def _resume(self, how: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         loop = self.loop
@@ -160,6 +174,8 @@ class Runner(greenlet):  # type: ignore[misc]
                 lambda: self.switch(*args, **kwargs) if how is _switch else self.throw(*args)
             )
             return None
+        if self.state is LIVE:
+            _strays().waiting.pop(self, None)
         self.state = LIVE
         self.resumed = True
         outer = loop._enter(self)
@@ -182,7 +198,7 @@ class Runner(greenlet):  # type: ignore[misc]
 
     def retire(self) -> None:
         """End this parked runner. From any greenlet of its OS thread; returns when it is dead."""
-        if self:
+        if self and not sys.is_finalizing():
             self.loop = None
             # It returns to its parent when it ends: here, not to the hub.
             self.parent = getcurrent()  # type: ignore[misc]
@@ -292,7 +308,7 @@ class _Strays:
             runner = self.live
             if runner is None:
                 if self.waiting and not isinstance(target, Runner):
-                    runner = _owner(target)
+                    runner = find_owner(target)
                     if runner is not None and runner in self.waiting:
                         self._adopt(runner)
             elif target is runner.parent:
@@ -331,13 +347,20 @@ def _strays() -> _Strays:
         return strays
 
 
+def check_tracer() -> None:
+    """Set the tracer again if others have displaced or removed it while it is needed."""
+    strays = _strays()
+    if strays.waiting:
+        strays._install()
+
+
 def note_stray(runner: Runner) -> None:
     """Follow the greenlets of this runner: one of them, not the runner, went to the hub."""
     _strays().add(runner)
 
 
-def _owner(target: Any) -> Runner | None:
-    # The runner in whose step a raw greenlet was started, by way of its parents.
+def find_owner(target: Any) -> Runner | None:
+    """Return the runner in whose step a greenlet was started, by way of its parents, or None."""
     while target is not None:
         if isinstance(target, Runner):
             return target
@@ -360,7 +383,7 @@ def find_blocked(runner: Runner) -> Any:
         if isinstance(candidate, greenlet)
         and candidate is not runner
         and candidate  # started, and not dead
-        and _owner(candidate) is runner
+        and find_owner(candidate) is runner
     ]
     # A greenlet that waits for a child of its own does not block in the hub; of the others it
     # is the one whose innermost function is gevent's (or C code that gevent's C code called).

@@ -57,6 +57,9 @@ class Task(asyncio.Task[Any]):
         thrown = getattr(self, "_thrown", 0)
         if thrown:
             self._thrown = thrown - 1
+            if thrown == 1:
+                loop: Any = self.get_loop()
+                loop._cancels.discard(self)  # if the step has not heard of it, it never will
             return self.cancelling()
         return super().uncancel()
 
@@ -90,6 +93,8 @@ class _Shadow:
     def uncancel(self) -> int:
         if self.thrown:
             self.thrown -= 1
+            if not self.thrown:
+                self.task.get_loop()._cancels.discard(self.task)
             return self.cancelling()
         return int(type(self.task).uncancel(self.task))
 

@@ -16,6 +16,8 @@ import threading
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
+from gevent._hub_local import get_hub_if_exists
+
 from asyncio_gevent._originals import is_module_patched
 from asyncio_gevent._watchers import wake_on_signals
 
@@ -71,6 +73,11 @@ def _after_in_parent() -> None:
 
 def _after_in_child() -> None:
     _aliases.clear()
+    hub = get_hub_if_exists()
+    if hub is not None and hub.loop is not None:
+        # Now, not after these hooks, as gevent does: libuv would take descriptors out of the
+        # parent's epoll set when it stops watching them here.
+        hub.loop.reinit()
     wake_on_signals.reset()
     for loop in list(_running):
         loop._freeze()

@@ -80,6 +80,14 @@ class IOHandle(Handle):
         except OSError:  # as with epoll, which forgets it
             pass
 
+    def stop_if_closed(self) -> None:
+        """Stop watching a descriptor that was closed."""
+        if self.watcher is not None:
+            try:
+                os.fstat(self.fd)
+            except OSError:
+                self.close_watcher()
+
     def close_watcher(self) -> None:
         """Stop watching."""
         watcher = self.watcher
@@ -118,7 +126,8 @@ class IOHandle(Handle):
         if self.held:
             self.release()
         if self._loop._busy_io:
-            self._loop._busy_io.pop((self.fd, self.events), None)
+            if self._loop._busy_io.get((self.fd, self.events)) is self:
+                del self._loop._busy_io[self.fd, self.events]
             if self.successor is not None:
                 self.successor.release()
                 self.successor = None
@@ -185,16 +194,17 @@ class Registry(selectors.BaseSelector):
 
 
 class _SignalWakeup:
-    """Wakes the main thread's hub for the handlers that Python runs for signals.
+    """Tells event loops of the signals they handle, in the main thread's hub.
 
-    A signal that arrives just before the hub polls would be seen after the poll only. The
-    interpreter writes a byte to the descriptor given to ``signal.set_wakeup_fd()``; that ends
-    the poll. There is one such descriptor in a process, so all event loops share this.
+    The interpreter writes the number of a signal to the descriptor that was given to
+    ``signal.set_wakeup_fd()``; the hub watches the other end. There is one such descriptor in a
+    process, so all event loops share this.
     """
 
     def __init__(self) -> None:
         self._users: set[Any] = set()
         self._watcher: Any = None
+        self._hub_loop: Any = None
         self._pipe: tuple[int, int] | None = None
 
     def acquire(self, user: Any, hub: Any) -> None:
@@ -213,12 +223,13 @@ class _SignalWakeup:
             raise
         self._pipe = pipe
         self._users.add(user)
-        if self._watcher is None or self._watcher.loop is not hub.loop:
+        if self._watcher is None or self._hub_loop is not hub.loop:
             if self._watcher is not None:
                 close(self._watcher)
+            self._hub_loop = hub.loop
             # ref=False: waiting for a signal is no reason for the hub to go on.
             self._watcher = hub.loop.io(pipe[0], READ, ref=False)
-            self._watcher.start(self._drain)
+            self._watcher.start(self._deliver)
 
     def release(self, user: Any) -> None:
         """Take back `acquire`; no error where there was none."""
@@ -238,17 +249,20 @@ class _SignalWakeup:
             reader, writer = self._pipe
             self._pipe = None
             close(self._watcher)
-            self._watcher = None
+            self._watcher = self._hub_loop = None
             os_close(reader)
             os_close(writer)
 
-    def _drain(self) -> None:
+    def _deliver(self) -> None:
+        # As asyncio, by the bytes: they come whoever's handler Python calls for the signal.
         assert self._pipe is not None
         try:
-            while len(os.read(self._pipe[0], 4096)) == 4096:
-                pass
+            signals = os.read(self._pipe[0], 4096)
         except BlockingIOError:
-            pass
+            return
+        for signum in signals:
+            for loop in list(self._users):
+                loop._handle_signal(signum)
 
 
 def _pipe() -> tuple[int, int]:

@@ -11,6 +11,7 @@ Rule: nothing here changes what the tested loop does, only that it is the one.
 import asyncio
 import sys
 import types
+import weakref
 from unittest import mock
 
 # Methods that BaseEventLoop leaves to its subclasses. Tests replace them by mocks, to run a bare
@@ -211,18 +212,25 @@ def virtual_time_class(cls):
     return VirtualTimeLoop
 
 
-def leave_the_hubs_threads_out_of_account():
-    """Let `test.support` count the threads that tests leave behind, without those of gevent's hub.
+def leave_threads_of_hubs_out_of_account():
+    """Let `test.support` count the threads that tests leave behind, without those of gevent's hubs.
 
-    The hub's thread pool lives as long as the hub; it is no leftover of the test that first used
-    it.
+    The threads of a hub's pool live as long as the hub; they are no leftover of the test that first
+    used them.
     """
-    from gevent import get_hub
+    from gevent.threadpool import ThreadPool
     from test.support import threading_helper
 
-    count = threading_helper._thread._count
+    pools = weakref.WeakSet()
+    init, count = ThreadPool.__init__, threading_helper._thread._count
+
+    def noting_init(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        pools.add(self)
+
+    ThreadPool.__init__ = noting_init
     threading_helper._thread = Overlay(
-        threading_helper._thread, _count=lambda: count() - get_hub().threadpool.size
+        threading_helper._thread, _count=lambda: count() - sum(pool.size for pool in list(pools))
     )
 
 
@@ -238,7 +246,7 @@ def substitute(name):
     if name == "ours":
         import asyncio_gevent
 
-        leave_the_hubs_threads_out_of_account()
+        leave_threads_of_hubs_out_of_account()
         return Substitution(asyncio_gevent.EventLoop, asyncio_gevent.EventLoopPolicy)
     if name == "uvloop":
         import uvloop
