@@ -355,10 +355,8 @@ class EventLoop(IOEventLoop):
         if watcher is not None:
             try:
                 watcher.send()
-            except Exception:
-                # Closed between the two lines: ValueError, or what cffi makes of it.
-                if self._async is watcher:
-                    raise
+            except (ValueError, AttributeError, TypeError):
+                pass  # closed between the two lines; cffi says TypeError
 
     def _on_async(self) -> None:
         if self._failure is not None and self._batch is None:
@@ -409,7 +407,7 @@ class EventLoop(IOEventLoop):
         outer = get_running_loop()
         if self._frozen:
             # In a forked child no event loop runs, and the step that forked may run a new one.
-            self._suspended.discard(runner)
+            self._forget_suspended(runner)
             return outer
         set_running_loop(self)
         _set_asyncgen_hooks(*self._hooks)

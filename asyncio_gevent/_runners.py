@@ -167,6 +167,8 @@ class Runner(greenlet):  # type: ignore[misc]
     def _resume(self, how: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         loop = self.loop
         assert loop is not None
+        if loop._frozen and loop._forked_in is not self:
+            return None  # in a forked child; the parent goes on with this step
         if getcurrent() is not self.parent:
             # gevent resumes from the hub only. Somebody else's switch is left to the hub, since
             # the edge on the way back would wait until that greenlet is switched to again.

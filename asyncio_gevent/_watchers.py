@@ -76,6 +76,7 @@ class IOHandle(Handle):
     def restart(self) -> None:
         """Start watching again, unless the descriptor was closed; that ends no registration."""
         try:
+            os.fstat(self.fd)  # libev would abort the process
             self.start()
         except OSError:  # as with epoll, which forgets it
             pass
