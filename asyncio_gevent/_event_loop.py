@@ -333,8 +333,8 @@ class EventLoop(IOEventLoop):
             # Not from here: the hub's stack would refer to this event loop, which may be closed
             # and forgotten, until the hub is entered again.
             self._run_callback(waiter.switch, _FINISHED)
-        elif self._failure is not None:
-            # A step that was resumed after the event loop had stopped.
+        elif self._failure is not None and self._thread_id is None:
+            # Of a step that was resumed after the event loop had stopped.
             failure, self._failure = self._failure, None
             get_hub().handle_error(None, type(failure), failure, failure.__traceback__)
 
@@ -359,7 +359,7 @@ class EventLoop(IOEventLoop):
                 pass  # closed between the two lines; cffi says TypeError
 
     def _on_async(self) -> None:
-        if self._failure is not None and self._batch is None:
+        if self._failure is not None and self._batch is None and self._waiter is not None:
             self._finish()
         elif not self._awake:
             self._wake()
