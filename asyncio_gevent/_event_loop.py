@@ -42,7 +42,7 @@ from asyncio_gevent._originals import get_ident
 from asyncio_gevent._runners import LIVE, PARKED, Runner, check_tracer, find_owner, note_stray
 from asyncio_gevent._tasks import Task, shadow_cancel, unshadow_cancel
 from asyncio_gevent._threads import alias, current_thread, note_running, unalias
-from asyncio_gevent._watchers import ChildWatcher, IOHandle, close
+from asyncio_gevent._watchers import ChildWatcher, IOHandle, close, file_of
 from asyncio_gevent.exceptions import BlockingCallError
 
 if TYPE_CHECKING:
@@ -129,6 +129,9 @@ class EventLoop(IOEventLoop):
         _claimed: the runners that a task has claimed; see `_claim`.
         _suspects: parked runners, out of the pool until it is known whether they are claimed.
         _next: the claimed runner that the next batch is for.
+        _references: how many references there are to a runner in a batch, if it is not claimed
+            and not the primary one.
+        _cancels: tasks into whose suspended step `CancelledError` is about to be thrown.
     """
 
     def __init__(self, *, suspend: bool = True) -> None:
@@ -148,6 +151,7 @@ class EventLoop(IOEventLoop):
         self._claimed: set[Runner] = set()
         self._suspects: list[Runner] = []
         self._next: Runner | None = None
+        self._references = 0
         self._cancels: set[Any] = set()
         self._waiter: Any = None
         self._thread: Any = None
@@ -262,6 +266,7 @@ class EventLoop(IOEventLoop):
         self._thread = current_thread()
         for runner in self._idle_runners():
             alias(runner, self._thread)
+        self._batch = None
         self._stopped = False
         self._failure = None
         self._outer_hooks = sys.get_asyncgen_hooks()
@@ -307,7 +312,9 @@ class EventLoop(IOEventLoop):
         self._poll_timer = self._timer = None
         self._polling = False
         for handle in self._io_handles():
-            handle.close_watcher()
+            if handle.watcher is not None:
+                handle.close_watcher()
+                handle.file = file_of(handle.fd)
 
     def _freeze(self) -> None:
         # In a forked child. `_settle` attaches it again if a step of its own forked and returns.
@@ -393,7 +400,11 @@ class EventLoop(IOEventLoop):
             elif runner.state is not PARKED:
                 runner = self._parked.pop() if self._parked else self._make_runner()
             self._batch = runner
-            runner.start(self)
+            try:
+                runner.start(self)
+            except BaseException as error:
+                # KeyboardInterrupt in code of ours, in the hub or in the runner.
+                self._failure = error
             again = self._settle(runner)
 
     def _make_runner(self) -> Runner:
@@ -418,17 +429,20 @@ class EventLoop(IOEventLoop):
         return outer
 
     def _leave(self, runner: Runner, outer: Any) -> None:
-        if runner.state is not PARKED:
-            self._note_suspended(runner)
-        if self._frozen:
+        try:
+            if runner.state is not PARKED:
+                self._note_suspended(runner)
+            if self._frozen:
+                return
+            if self._coroutine_origin_tracking_enabled:
+                sys.set_coroutine_origin_tracking_depth(self._outer_depth)
+            _set_asyncgen_hooks(*self._outer_hooks)
+        finally:
             set_running_loop(outer)
-            return
-        if self._coroutine_origin_tracking_enabled:
-            sys.set_coroutine_origin_tracking_depth(self._outer_depth)
-        _set_asyncgen_hooks(*self._outer_hooks)
-        set_running_loop(outer)
 
     def _note_suspended(self, runner: Runner) -> None:
+        if runner.dead:
+            return  # of KeyboardInterrupt in code of ours
         self._suspended.add(runner)
         task = _compat.current_task(self)
         if task is not None:
@@ -478,7 +492,12 @@ class EventLoop(IOEventLoop):
         # In the hub, which is not running anybody's code now, or in a tracer: must not switch.
         # True if another batch should follow at once.
         parked = runner.state is PARKED
-        if parked:
+        if runner.dead:
+            self._suspended.discard(runner)
+            self._claimed.discard(runner)
+            if runner is self._primary:
+                self._primary = None
+        elif parked:
             if runner.resumed and self._batch is not runner:
                 self._claim(runner, runner.handle)
             runner.loop = runner.handle = None
@@ -517,7 +536,7 @@ class EventLoop(IOEventLoop):
             self._poll_for_deferred_closes()
 
     def _put_away(self, runner: Runner) -> None:
-        if self._closed or len(self._parked) >= MAX_PARKED:
+        if self._closed or runner.discarded or len(self._parked) >= MAX_PARKED:
             unalias(runner)
             runner.parent.loop.run_callback(runner.retire)
         else:
@@ -532,7 +551,11 @@ class EventLoop(IOEventLoop):
     def _claim(self, runner: Runner, handle: Any) -> None:
         # After a handle, to be reviewed when the runner is parked.
         task = getattr(handle._callback, "__self__", None)
-        if runner.claim is not None or not asyncio.isfuture(task) or task.done():
+        if runner.claim is not None:
+            return
+        if not asyncio.isfuture(task) or task.done():
+            if not runner.resumed:
+                self._discard(runner)  # somebody keeps it, but no task that it could be kept for
             return
         # Weak, all of them: what a parked runner refers to cannot be garbage collected.
         loop, claimed, key = weakref.ref(self), weakref.ref(runner), id(task)
@@ -556,18 +579,25 @@ class EventLoop(IOEventLoop):
             if runner.claim is None or runner.state is not PARKED:
                 continue
             task = runner.claim()
-            if task is None or task.done() or getrefcount(runner) <= _own_references():
-                self._unclaim(runner, task)
+            is_held = getrefcount(runner) > _own_references()
+            if is_held and task is not None and not task.done():
+                continue
+            runner.claim = None
+            self._claimed.discard(runner)
+            if task is not None:
+                self._special.pop(id(task), None)
+            if is_held:
+                self._discard(runner)
+            if self._primary is None and not (is_held or self._closed):
+                self._primary = runner
+            else:
+                self._put_away(runner)
 
-    def _unclaim(self, runner: Runner, task: Any) -> None:
-        runner.claim = None
-        self._claimed.discard(runner)
-        if task is not None:
-            self._special.pop(id(task), None)
-        if self._primary is None and not self._closed:
-            self._primary = runner
-        else:
-            self._put_away(runner)
+    def _discard(self, runner: Runner) -> None:
+        # It ends when it is put away. In the pool it would be claimed by whatever it runs next.
+        runner.discarded = True
+        if runner is self._primary:
+            self._primary = None
 
     def _rest(self) -> None:
         # In this order: a signal handler may append at any moment, and wakes if this is False.
@@ -608,7 +638,11 @@ class EventLoop(IOEventLoop):
     def _run_batch(self, runner: Runner) -> None:
         ready = self._ready
         special = self._special
-        references = getrefcount(runner)
+        is_primary = runner is self._primary
+        if not self._references:
+            # Of the first runner in its first batch: nobody else can have a reference to it.
+            self._references = getrefcount(runner) - is_primary
+        references = self._references + is_primary
         if get_running_loop() is not self:
             # asyncio without its C part keeps it in a threading.local, which is the greenlet's
             # own after patching: what `_enter` has set is the hub's.

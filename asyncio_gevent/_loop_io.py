@@ -36,6 +36,7 @@ from asyncio_gevent._watchers import (
     ChildWatcher,
     IOHandle,
     Registry,
+    file_of,
     wake_on_signals,
 )
 
@@ -186,12 +187,14 @@ class IOEventLoop(asyncio.SelectorEventLoop):
         if previous is not None:
             previous.cancel()
         busy = self._busy_io.get((fd, mask)) if self._busy_io else None
-        if busy is not None and busy.queued and busy.file == _file(fd):
+        if busy is not None and busy.queued and busy.file == file_of(fd):
             # The callback before it is suspended: no second entry. (Unless the number is that of
             # another file by now.)
             busy.successor = handle
             handle.held = True
-        elif self._async is not None:
+        elif self._async is None:
+            handle.file = file_of(fd)
+        else:
             handle.start()
             if not _closes_are_deferred():
                 self._fresh.append(handle)
@@ -212,7 +215,7 @@ class IOEventLoop(asyncio.SelectorEventLoop):
         # Its callback is suspended, and may have had itself replaced before (a protocol that
         # pauses and resumes reading, say): the new one waits as well.
         self._busy_io[handle.fd, handle.events] = handle
-        handle.file = _file(handle.fd)
+        handle.file = file_of(handle.fd)
         handles = self._readers if handle.events == READ else self._writers
         current = handles.get(handle.fd)
         if current is not None and current is not handle and handle.file is not None:
@@ -468,15 +471,6 @@ def _fileno(fd: Any) -> int:
         return int(fd.fileno())
     except (AttributeError, TypeError, ValueError):
         raise ValueError(f"Invalid file object: {fd!r}") from None
-
-
-def _file(fd: int) -> tuple[int, int] | None:
-    # What tells the file behind a descriptor from others.
-    try:
-        status = os.fstat(fd)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 def _waitable(fd: Any) -> int:

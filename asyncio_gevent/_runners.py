@@ -87,6 +87,7 @@ class Runner(greenlet):  # type: ignore[misc]
             loop.
         claim: weak reference to the task that has claimed it, or None; written by the event loop.
         closing: `GreenletExit` was thrown into its step, since the event loop is being closed.
+        discarded: it ends when it is put away; written by the event loop.
         may_block: exempt from ``suspend=False``.
         suspended_at, suspended_seconds: since when, or None, and for how long it was suspended;
             kept in debug mode only.
@@ -97,6 +98,7 @@ class Runner(greenlet):  # type: ignore[misc]
         "claim",
         "closing",
         "contexts",
+        "discarded",
         "handle",
         "loop",
         "may_block",
@@ -114,6 +116,7 @@ class Runner(greenlet):  # type: ignore[misc]
         self.resumed = False
         self.claim: Any = None
         self.closing = False
+        self.discarded = False
         self.may_block = False
         self.suspended_at: float | None = None
         self.suspended_seconds = 0.0

@@ -21,7 +21,16 @@ from asyncio_gevent._originals import os_close, os_waitpid
 if TYPE_CHECKING:
     from asyncio_gevent._event_loop import EventLoop
 
-__all__ = ["READ", "WRITE", "ChildWatcher", "IOHandle", "Registry", "close", "wake_on_signals"]
+__all__ = [
+    "READ",
+    "WRITE",
+    "ChildWatcher",
+    "IOHandle",
+    "Registry",
+    "close",
+    "file_of",
+    "wake_on_signals",
+]
 
 #: Event masks of gevent's ``loop.io()``, the same for libev and libuv.
 READ = 1
@@ -36,7 +45,7 @@ class IOHandle(Handle):
             callback returns. While it is set the watcher must not queue the handle again.
         held: the watcher was stopped because it fired while `queued` was set; it is started
             again when the callback returns.
-        file: device and inode of the file, since the callback is suspended.
+        file: the file, since the callback is suspended or the event loop does not run.
         successor: the handle that replaced this one while its callback was suspended. It is
             held until that callback returns, or data would be delivered out of order.
     """
@@ -75,19 +84,15 @@ class IOHandle(Handle):
 
     def restart(self) -> None:
         """Start watching again, unless the descriptor was closed; that ends no registration."""
-        try:
-            os.fstat(self.fd)  # libev would abort the process
+        file = file_of(self.fd)
+        # libev would abort the process; epoll forgets it.
+        if file is not None and self.file in (None, file):
             self.start()
-        except OSError:  # as with epoll, which forgets it
-            pass
 
     def stop_if_closed(self) -> None:
         """Stop watching a descriptor that was closed."""
-        if self.watcher is not None:
-            try:
-                os.fstat(self.fd)
-            except OSError:
-                self.close_watcher()
+        if self.watcher is not None and file_of(self.fd) is None:
+            self.close_watcher()
 
     def close_watcher(self) -> None:
         """Stop watching."""
@@ -138,6 +143,15 @@ class IOHandle(Handle):
         self.held = False
         if not self._cancelled and self._loop._async is not None:
             self.restart()
+
+
+def file_of(fd: int) -> tuple[int, int] | None:
+    """Return what tells the file behind a descriptor from others, None if it is closed."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def close(watcher: Any) -> None:

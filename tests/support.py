@@ -303,6 +303,8 @@ class NativeCall(Blocker):
         os.write(self._ends[1], b"1")
 
     def close(self) -> None:
+        self.release()  # the thread may still be there, if nobody waits for it any more
+        gevent.get_hub().threadpool.join()
         for end in self._ends:
             os_close(end)
 
@@ -337,13 +339,20 @@ class PatchedThread(Blocker):
     def __init__(self) -> None:
         self._event = threading.Event()
 
+        self._thread = threading.Thread(target=self._event.wait)
+
     def block(self) -> None:
-        thread = threading.Thread(target=self._event.wait)
-        thread.start()
-        thread.join()
+        if self._thread.ident is None:
+            self._thread.start()
+        self._thread.join()
 
     def release(self) -> None:
         self._event.set()
+
+    def close(self) -> None:
+        self.release()
+        if self._thread.ident is not None:
+            self._thread.join()
 
 
 class PatchedSubprocess(Blocker):

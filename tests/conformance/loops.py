@@ -218,20 +218,22 @@ def leave_threads_of_hubs_out_of_account():
     The threads of a hub's pool live as long as the hub; they are no leftover of the test that first
     used them.
     """
-    from gevent.threadpool import ThreadPool
+    from gevent.hub import Hub, get_hub
     from test.support import threading_helper
 
-    pools = weakref.WeakSet()
-    init, count = ThreadPool.__init__, threading_helper._thread._count
+    hubs = weakref.WeakSet([get_hub()])
+    init, count = Hub.__init__, threading_helper._thread._count
 
     def noting_init(self, *args, **kwargs):
         init(self, *args, **kwargs)
-        pools.add(self)
+        hubs.add(self)
 
-    ThreadPool.__init__ = noting_init
-    threading_helper._thread = Overlay(
-        threading_helper._thread, _count=lambda: count() - sum(pool.size for pool in list(pools))
-    )
+    def count_others():
+        pools = [hub._threadpool for hub in list(hubs) if hub._threadpool is not None]
+        return count() - sum(pool.size for pool in pools)
+
+    Hub.__init__ = noting_init
+    threading_helper._thread = Overlay(threading_helper._thread, _count=count_others)
 
 
 def substitute(name):
