@@ -21,6 +21,7 @@ __all__ = [
     "MAXIMUM_TIMEOUT",
     "MIN_CANCELLED_TIMERS_FRACTION",
     "MIN_SCHEDULED_TIMERS",
+    "UNCANCEL_FORGETS",
     "DefaultEventLoopPolicy",
     "SSLProtocol",
     "SelectorDatagramTransport",
@@ -118,6 +119,10 @@ DEBUG_STACK_DEPTH: int = constants.DEBUG_STACK_DEPTH
 
 #: From 3.12 on making a transport checks that no other one uses the descriptor (gh-88863).
 LIBRARY_VERSION_CHECKS_FDS = sys.version_info >= (3, 12)
+
+#: From 3.13 on Task.uncancel() also takes back a cancel that the next ``await`` was to raise, when
+#: no request remains (gh-117407). Before, nothing does.
+UNCANCEL_FORGETS = sys.version_info >= (3, 13)
 
 # Policies are deprecated from 3.14 on: the public name warns there, the private one does not.
 if sys.version_info >= (3, 14):

@@ -251,11 +251,7 @@ class EventLoop(IOEventLoop):
                     "this event loop has steps that are suspended in the hub of another OS "
                     "thread: run it there until they have ended"
                 )
-            self._parked.clear()
-            self._claimed.clear()
-            self._suspects.clear()
-            self._special.clear()
-            self._primary = None
+            self._retire_runners()
             self._hub = hub
             self._hub_loop = hub.loop
             self._run_callback = hub.loop.run_callback
@@ -451,6 +447,9 @@ class EventLoop(IOEventLoop):
             self._suspended_tasks[task] = runner
             if type(task) is not Task:
                 shadow_cancel(task)
+            elif task._must_cancel and _compat.UNCANCEL_FORGETS:
+                # It was cancelled while it ran: this is the place where it hears of that.
+                task._throw_instead()
         handle = runner.handle
         # The context of the handle, and the one entered last inside of it.
         runner.contexts = id(handle._context), id(runner.gr_context)
@@ -938,17 +937,25 @@ class EventLoop(IOEventLoop):
         if self._suspended:
             self._kill_suspended()
         super().close()
-        parked = self._idle_runners()
+        self._retire_runners()
+        self._hub = self._hub_loop = self._run_callback = None
+        self._destroy_own_hub()
+
+    def _retire_runners(self) -> None:
+        runners = self._idle_runners()
         self._parked.clear()
         self._claimed.clear()
         self._suspects.clear()
+        self._special.clear()
         self._primary = self._next = None
-        if self._hub is not None and self._hub is get_hub_if_exists():
-            for runner in parked:
-                unalias(runner)
+        hub = self._hub
+        for runner in runners:
+            unalias(runner)
+            if hub is get_hub_if_exists():
                 runner.retire()
-        self._hub = self._hub_loop = self._run_callback = None
-        self._destroy_own_hub()
+            elif hub.loop is not None:
+                # A greenlet can be switched to in its own OS thread only.
+                hub.loop.run_callback_threadsafe(runner.retire)
 
     def _destroy_own_hub(self) -> None:
         # A native thread's hub has descriptors, which nobody takes back when the thread ends. If

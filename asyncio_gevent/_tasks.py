@@ -10,7 +10,7 @@ thrown into that greenlet. The C implementation must not hear of it, or it would
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __all__ = ["Task", "shadow_cancel", "unshadow_cancel"]
 
@@ -24,6 +24,8 @@ class Task(asyncio.Task[Any]):
 
     __slots__ = ("_thrown",)
     _thrown: int
+    if TYPE_CHECKING:
+        _must_cancel: bool
 
     def cancel(self, msg: Any = None) -> bool:
         """Request that the task cancel itself, also while a step of it is suspended.
@@ -45,6 +47,17 @@ class Task(asyncio.Task[Any]):
         # here, becomes an ordinary one, which the C implementation counts.
         self._thrown -= 1
         super().cancel(msg)
+
+    def _throw_instead(self) -> None:
+        # The other way round: it was cancelled while its step ran, and that step is suspended
+        # now. All requests that the C implementation counts are counted here from now on.
+        message = self._cancel_message  # type: ignore[attr-defined]
+        requests = super().cancelling()
+        for _ in range(requests):
+            super().uncancel()
+        loop: Any = self.get_loop()
+        loop._throw_cancel(self, message)
+        self._thrown = getattr(self, "_thrown", 0) + requests
 
     # In 3.10 there are no counts, and nobody calls these.
 
