@@ -4,7 +4,8 @@ Layer map; imports go downward only.
 
     facade      __init__.py
     loops       _run.py  _policy.py
-                _event_loop.py (asyncio on the hub: running, waking, the edge, batches)
+                _event_loop.py (asyncio on the hub: running, waking, batches, timers)
+                _steps.py (the edge; suspended steps and their runners)
                 _loop_io.py (its side to the world: descriptors, signals, threads, names)
     machinery   _threads.py (threads and forks)  _runners.py (every greenlet switch)
                 _tasks.py (cancel)  _executor.py (native threads)  _transports.py

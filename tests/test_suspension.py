@@ -37,7 +37,7 @@ from support import (
 )
 
 import asyncio_gevent
-from asyncio_gevent import _event_loop
+from asyncio_gevent import _steps
 from asyncio_gevent._runners import Runner
 
 # --- every place where user code runs, with every blocking call -----------------------------------
@@ -1085,7 +1085,7 @@ def test_twenty_loops_at_the_same_time_in_one_thread() -> None:
 
 def test_more_suspended_steps_than_runners_are_kept() -> None:
     release = gevent.event.Event()
-    count = _event_loop.MAX_PARKED * 2
+    count = _steps.MAX_PARKED * 2
     ended: list[int] = []
 
     async def step(number: int) -> None:
@@ -1100,7 +1100,7 @@ def test_more_suspended_steps_than_runners_are_kept() -> None:
         await asyncio.gather(*tasks)
         assert sorted(ended) == list(range(count))
         await until(lambda: not loop._suspended)
-        assert len(loop._parked) <= _event_loop.MAX_PARKED
+        assert len(loop._parked) <= _steps.MAX_PARKED
 
     asyncio_gevent.run(main())
 
