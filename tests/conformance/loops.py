@@ -123,7 +123,7 @@ class Substitution:
             self.run_forever()
 
         # Tests that want one iteration call this method, which a loop need not have.
-        iteration, cls._run_once = cls._run_once, run_once
+        iteration, cls._run_once = getattr(cls, "_run_once", None), run_once
         cls.__init__ = counting_init
         cls.run_forever = counting_run_forever
         cls.__setattr__ = setattr_seeing_through_mocks

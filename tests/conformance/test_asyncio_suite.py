@@ -69,6 +69,13 @@ def test_deviations_of_patching_are_not_ours():
         assert asyncio_suite.FAILED.issuperset(outcomes.values()), outcomes
 
 
+@pytest.mark.parametrize("module", ["test_base_events", "test_pep492", "test_runners"])
+def test_substitution_breaks_nothing_by_itself(module):
+    """The standard loop passes as well where it is put in place by the same means as ours."""
+    run = asyncio_suite.run_module(module, loop="selector")
+    assert asyncio_suite.judge(run, loop="selector").problems == []
+
+
 def test_a_hang_costs_one_test_and_a_crash_too(tmp_path):
     """The driver goes on after a test that hangs or kills its process."""
     (tmp_path / "test_killers.py").write_text(
