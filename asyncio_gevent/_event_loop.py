@@ -124,6 +124,7 @@ class EventLoop(StepsEventLoop):
         self._references = 0
         self._waiter: Any = None
         self._thread: Any = None
+        self._caller: Any = None
         self._async: Any = None
         self._timer: Any = None
         self._timer_when = 0.0
@@ -225,6 +226,7 @@ class EventLoop(StepsEventLoop):
         self._waiter = gevent.hub.Waiter(hub)
         self._thread_id = get_ident()
         self._thread = current_thread()
+        self._caller = getcurrent()
         for runner in self._idle_runners():
             alias(runner, self._thread)
         self._batch = None
@@ -244,7 +246,7 @@ class EventLoop(StepsEventLoop):
         self._set_coroutine_origin_tracking(False)
         for runner in self._idle_runners():
             unalias(runner)
-        self._thread = None
+        self._thread = self._caller = None
 
     def _attach(self) -> None:
         # Start the watchers, and look at the ready queue for the first time. As in asyncio,
@@ -508,6 +510,9 @@ class EventLoop(StepsEventLoop):
                     return
         except (SystemExit, KeyboardInterrupt) as error:
             self._failure = error
+        finally:
+            # An exception keeps this frame, and the handle would keep the task that it is of.
+            handle = None
 
     def _run_in_debug_mode(self, runner: Runner) -> None:
         # The handle is in no local variable: an exception keeps the frames it went through, and

@@ -72,10 +72,10 @@ class HubExecutor:
 
         A call whose future is cancelled before a thread takes it is not made.
         """
+        pool = get_hub().threadpool
         future: asyncio.Future[Any] = self._loop.create_future()
         call = _Call(future, func, args)
         self._unfinished += 1
-        pool = get_hub().threadpool
         if self._waiting or _compat.pool_is_full(pool):
             # spawn() would block, and this is to return at once.
             self._waiting.append(call)

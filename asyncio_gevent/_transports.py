@@ -7,6 +7,7 @@ size from which malloc maps memory, so every read costs an mmap and its page fau
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import Any
 
 import gevent.socket
@@ -16,7 +17,7 @@ from greenlet import getcurrent
 from asyncio_gevent import _compat
 from asyncio_gevent._originals import is_module_patched, native_popen
 from asyncio_gevent._runners import Runner
-from asyncio_gevent._watchers import ChildWatcher
+from asyncio_gevent._watchers import ChildWatcher, close
 
 __all__ = ["DatagramTransport", "ReadPipeTransport", "SocketTransport", "SubprocessTransport"]
 
@@ -48,6 +49,8 @@ class SocketTransport(_compat.SelectorSocketTransport):  # type: ignore[misc]
         extra: Any = None,
         server: Any = None,
     ) -> None:
+        self._receiving = False
+        self._lost: list[BaseException | None] = []
         methods = _socket_methods(sock)
         self._recv = methods.recv
         self._send = methods.send
@@ -59,6 +62,23 @@ class SocketTransport(_compat.SelectorSocketTransport):  # type: ignore[misc]
         self._is_buffered = isinstance(protocol, asyncio.BufferedProtocol)
 
     def _read_ready(self) -> None:
+        self._receiving = True
+        try:
+            self._receive()
+        finally:
+            self._receiving = False
+            if self._lost:
+                super()._call_connection_lost(self._lost.pop())
+
+    def _call_connection_lost(self, exc: BaseException | None) -> None:
+        # While data_received() is suspended, the connection may be lost. The protocol hears of it
+        # afterwards, as always.
+        if self._receiving:
+            self._lost.append(exc)
+        else:
+            super()._call_connection_lost(exc)
+
+    def _receive(self) -> None:
         if self._is_buffered:
             super()._read_ready()
             return
@@ -119,7 +139,37 @@ class ReadPipeTransport(_compat.UnixReadPipeTransport):  # type: ignore[misc]
 
 
 class SubprocessTransport(_compat.UnixSubprocessTransport):  # type: ignore[misc]
-    """A child process, of ``subprocess.Popen``, patched or not."""
+    """A child process, of ``subprocess.Popen``, patched or not.
+
+    Attributes:
+        _calls: calls of the protocol that are due, oldest first.
+        _calling: one is under way, perhaps suspended: the next one waits.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._calls: deque[tuple[Any, tuple[Any, ...]]] = deque()
+        self._calling = False
+        super().__init__(*args, **kwargs)
+
+    def _call(self, callback: Any, *data: Any) -> None:
+        if self._pending_calls is not None:  # the pipes are not connected yet
+            super()._call(callback, *data)
+            return
+        self._calls.append((callback, data))
+        self._loop.call_soon(self._call_next)
+
+    def _call_next(self) -> None:
+        if self._calling or not self._calls:
+            return
+        callback, data = self._calls.popleft()
+        loop = self._loop
+        self._calling = True
+        try:
+            callback(*data)
+        finally:
+            self._calling = False
+            if self._calls:  # they came while this one was suspended
+                loop.call_soon(self._call_next)
 
     def _start(self, args: Any, shell: bool, stdin: Any, stdout: Any, stderr: Any,
                bufsize: int, **kwargs: Any) -> None:  # fmt: skip
@@ -151,9 +201,15 @@ class SubprocessTransport(_compat.UnixSubprocessTransport):  # type: ignore[misc
             ChildWatcher(self._loop, get_hub(), process.pid, self._exited)
 
     def _exited(self, returncode: int) -> None:
-        # In the hub.
-        loop = self._loop
-        if loop is not None and not loop.is_closed():
-            # Not before the pipes have been told of their ends, which came in the same poll:
-            # who waits for the exit only may then close the event loop.
-            loop.call_soon_threadsafe(loop.call_soon, self._process_exited, returncode)
+        # In the hub. The kernel closes the pipes of a process before it tells that it has ended,
+        # but the hub may hear of both in one poll. Who waits for the exit only may then close
+        # the event loop: so the pipes first, and that is after the next poll.
+        timer = get_hub().loop.timer(0)
+
+        def report() -> None:
+            close(timer)
+            loop = self._loop
+            if loop is not None and not loop.is_closed():
+                loop.call_soon_threadsafe(loop.call_soon, self._process_exited, returncode)
+
+        timer.start(report)

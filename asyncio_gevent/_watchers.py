@@ -297,10 +297,9 @@ class ChildWatcher:
     """Calls ``callback(returncode)`` in the hub when a child of this process has ended.
 
     By a pidfd where the system has them: only this child is reaped, in any OS thread, and no
-    SIGCHLD handler is installed. Else by the hub's child watcher, which reaps every child of the
-    process and exists in the main thread only; it is also what serves a process in which gevent
-    reaps every child already. In another thread of such a process it is both: the pidfd, and the
-    main hub for the status, if that has reaped the child before this thread could.
+    SIGCHLD handler is installed. Where gevent reaps every child of the process already, the hub's
+    child watcher, which exists in the main thread only, is asked for the status as well. Without
+    pidfds it is the child watcher alone.
 
     Args:
         loop: the event loop; `close` is called when it is closed.
@@ -323,9 +322,11 @@ class ChildWatcher:
         self._pid = pid
         self._callback: Callable[[int], None] | None = callback
         self._pidfd = -1
+        self._reaps = True  # this watcher, not the hub
         self._watchers: list[Any] = []
         gevent_reaps = "gevent.subprocess" in sys.modules
-        if not (gevent_reaps and hub.loop.default) and hasattr(os, "pidfd_open"):
+        self._reaps = not (gevent_reaps and hub.loop.default)
+        if hasattr(os, "pidfd_open"):
             try:
                 self._pidfd = os.pidfd_open(pid)
             except OSError:  # an old kernel, or a sandbox
@@ -334,10 +335,10 @@ class ChildWatcher:
             watcher = hub.loop.io(self._pidfd, READ)
             watcher.start(self._on_pidfd)
             self._watchers.append(watcher)
-            if gevent_reaps and self.main_hub is not None and self.main_hub.loop is not None:
-                self.main_hub.loop.run_callback_threadsafe(self._watch_in_main_hub)
-        else:
+        if self._pidfd < 0 or not self._reaps:
             self._watch_child(hub)
+        elif gevent_reaps and self.main_hub is not None and self.main_hub.loop is not None:
+            self.main_hub.loop.run_callback_threadsafe(self._watch_in_main_hub)
         loop._child_watchers.add(self)
 
     def close(self) -> None:
@@ -376,16 +377,19 @@ class ChildWatcher:
             watcher.start(exited)
 
     def _on_pidfd(self) -> None:
-        self._watchers.pop(0).stop()
-        try:
-            _, status = os_waitpid(self._pid, os.WNOHANG)
-        except ChildProcessError:
-            # Somebody else reaped it. If that was the main hub, it tells us in a moment.
-            timer = self._hub.loop.timer(STATUS_DELAY)
-            timer.start(self._lost)
-            self._watchers.append(timer)
-        else:
-            self._ended(_exit_code(status))
+        close(self._watchers.pop(0))
+        if self._reaps:
+            try:
+                _, status = os_waitpid(self._pid, os.WNOHANG)
+            except ChildProcessError:
+                pass
+            else:
+                self._ended(_exit_code(status))
+                return
+        # Somebody else reaps it, or has done so. A hub that does tells us in a moment.
+        timer = self._hub.loop.timer(STATUS_DELAY)
+        timer.start(self._lost)
+        self._watchers.append(timer)
 
     def _lost(self) -> None:
         # As asyncio's child watchers do:

@@ -50,6 +50,12 @@ _runners: weakref.WeakSet[Runner] = weakref.WeakSet()
 _loops: weakref.WeakSet[EventLoop] = weakref.WeakSet()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "soft_limit(seconds): what a test may take, in place of SOFT_TIME_LIMIT"
+    )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _observe() -> Iterator[None]:
     """Know every runner and every event loop that there is."""
@@ -81,9 +87,11 @@ def _warm_up() -> None:
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
     if pyfuncitem.path.parent != TESTS:
         return (yield)
-    error = AssertionError(f"not done in {SOFT_TIME_LIMIT} s")
+    marker = pyfuncitem.get_closest_marker("soft_limit")
+    limit = marker.args[0] if marker is not None else SOFT_TIME_LIMIT
+    error = AssertionError(f"not done in {limit} s")
     # Again and again, for what hangs once more while it is being cleaned up.
-    timer = gevent.get_hub().loop.timer(SOFT_TIME_LIMIT, 0.5, ref=False)
+    timer = gevent.get_hub().loop.timer(limit, 0.5, ref=False)
     timer.start(gevent.getcurrent().throw, error)
     try:
         return (yield)

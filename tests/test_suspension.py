@@ -1197,14 +1197,34 @@ def test_a_greenlet_that_kills_the_one_a_step_runs_in_ends_that_step_only() -> N
 
 def test_a_stale_wake_up_of_a_parked_runner_does_nothing() -> None:
     async def main() -> None:
-        runner = gevent.getcurrent()
+        switch = gevent.getcurrent().switch  # type: ignore[attr-defined]
         await asyncio.sleep(0)
-        hub = gevent.get_hub()
-        hub.loop.run_callback(runner.switch, "stale")
-        hub.loop.run_callback(runner.throw, ZeroDivisionError("stale"))
+        gevent.get_hub().loop.run_callback(switch, "stale")
         await asyncio.sleep(0.001)
 
     asyncio_gevent.run(main())
+
+
+def test_a_timeout_of_gevent_around_an_await() -> None:
+    """It was started in a step, and is raised where its task awaits something by now."""
+
+    async def main() -> str:
+        task = asyncio.current_task()
+        for _ in range(2):
+            with pytest.raises(gevent.Timeout), gevent.Timeout(0.001):
+                await asyncio.sleep(3600)
+            assert asyncio.current_task() is task
+            with gevent.Timeout(3600):
+                await asyncio.sleep(0)
+                gevent.sleep(0)
+        # What it awaited is not cancelled by that, as another one may await it as well.
+        future = asyncio.get_running_loop().create_future()
+        with pytest.raises(gevent.Timeout), gevent.Timeout(0.001):
+            await future
+        assert not future.done()
+        return "result"
+
+    assert asyncio_gevent.run(main()) == "result"
 
 
 def test_a_step_is_resumed_by_a_switch_from_another_greenlet() -> None:
