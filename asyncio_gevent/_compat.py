@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from asyncio import constants, events, futures, selector_events, sslproto, tasks
 from asyncio import unix_events as _unix_events
 from collections.abc import Callable
 from typing import Any
 
+import gevent._hub_local
 import gevent.os
 
 __all__ = [
@@ -28,13 +30,16 @@ __all__ = [
     "SelectorSocketTransport",
     "UnixReadPipeTransport",
     "UnixSubprocessTransport",
+    "active_threads",
     "base_events",
+    "cancel_all_tasks",
     "chosen_child_watcher",
     "convert_future_exception",
     "current_task",
     "enter_task",
     "format_callback",
     "format_handle",
+    "get_hub_if_exists",
     "get_running_loop",
     "has_active_watchers",
     "has_deferred_closes",
@@ -82,6 +87,12 @@ def leave_task(loop: Any, task: Any) -> None:
 #: and its references to the modules ``socket`` and ``signal``.
 base_events: Any = asyncio.base_events
 unix_events: Any = _unix_events
+
+#: What asyncio.run() cancels in the end; for 3.10, which has no asyncio.Runner.
+cancel_all_tasks: Callable[[Any], None] = asyncio.runners._cancel_all_tasks  # type: ignore[attr-defined]
+
+#: Identifier to Thread, of those that threading.current_thread() knows.
+active_threads: dict[int, Any] = threading._active  # type: ignore[attr-defined]
 
 # --- asyncio: parts of the standard loop that ours is made of -----------------------------------
 
@@ -161,3 +172,7 @@ def has_active_watchers(hub: Any) -> bool:
     if hasattr(hub.loop, "debug"):  # libuv, whose `activecnt` is always 0
         return any(state.active and state.ref for state in hub.loop.debug())
     return bool(hub.loop.activecnt)
+
+
+#: The hub of this OS thread, or None; does not make one.
+get_hub_if_exists: Callable[[], Any] = gevent._hub_local.get_hub_if_exists

@@ -26,19 +26,18 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 import gevent.socket
-from gevent._hub_local import get_hub_if_exists
 from gevent.exceptions import InvalidSwitchError
 from gevent.hub import MAIN_THREAD_IDENT, get_hub
 from greenlet import GreenletExit, getcurrent
 
 from asyncio_gevent import _compat
-from asyncio_gevent._compat import get_running_loop, set_running_loop
+from asyncio_gevent._compat import get_hub_if_exists, get_running_loop, set_running_loop
 from asyncio_gevent._originals import get_ident
 from asyncio_gevent._runners import PARKED, Runner, check_tracer, find_owner
 from asyncio_gevent._steps import StepsEventLoop, getrefcount
 from asyncio_gevent._tasks import Task
 from asyncio_gevent._threads import alias, current_thread, note_running, unalias
-from asyncio_gevent._watchers import ChildWatcher, IOHandle, close, file_of
+from asyncio_gevent._watchers import ChildWatcher, IOHandle, close, file_of, wake_on_signals
 from asyncio_gevent.exceptions import BlockingCallError
 
 if TYPE_CHECKING:
@@ -237,10 +236,17 @@ class EventLoop(StepsEventLoop):
         self._set_coroutine_origin_tracking(self._debug)
         self._attach()
         note_running(self)
+        if self._thread_id == MAIN_THREAD_IDENT:
+            try:
+                wake_on_signals.acquire(self, hub)
+            except ValueError:  # the main thread of a sub-interpreter
+                pass
 
     def _unbind(self) -> None:
         self._waiter = None
         self._detach()
+        if not self._signal_handlers:
+            wake_on_signals.release(self)
         self._stopping = False
         self._thread_id = None
         self._set_coroutine_origin_tracking(False)

@@ -333,8 +333,7 @@ class IOEventLoop(asyncio.SelectorEventLoop):
             _compat.unix_events.signal.siginterrupt(sig, False)
         except OSError as error:
             del self._signal_handlers[sig]
-            if not self._signal_handlers:
-                wake_on_signals.release(self)
+            self._release_signals()
             if error.errno == errno.EINVAL:
                 raise RuntimeError(f"sig {sig} cannot be caught") from error
             raise
@@ -353,9 +352,12 @@ class IOEventLoop(asyncio.SelectorEventLoop):
                 raise RuntimeError(f"sig {sig} cannot be caught") from error
             raise
         finally:
-            if not self._signal_handlers:
-                wake_on_signals.release(self)
+            self._release_signals()
         return True
+
+    def _release_signals(self) -> None:
+        if not self._signal_handlers and not self.is_running():
+            wake_on_signals.release(self)
 
     # --- threads and names ------------------------------------------------------------------
 

@@ -6,10 +6,9 @@ import asyncio
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gevent._hub_local import get_hub_if_exists
 from greenlet import getcurrent
 
-from asyncio_gevent._compat import get_running_loop
+from asyncio_gevent._compat import cancel_all_tasks, get_hub_if_exists, get_running_loop
 from asyncio_gevent._event_loop import EventLoop
 from asyncio_gevent.exceptions import BlockingCallError
 
@@ -84,7 +83,7 @@ def _run_in_3_10(main: Coroutine[Any, Any, _T], debug: bool | None) -> _T:
         return loop.run_until_complete(main)
     finally:
         try:
-            asyncio.runners._cancel_all_tasks(loop)  # type: ignore[attr-defined]
+            cancel_all_tasks(loop)
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.run_until_complete(loop.shutdown_default_executor())
         finally:

@@ -17,13 +17,12 @@ import sys
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from gevent._hub_local import get_hub_if_exists
 from gevent.event import Event
 from gevent.hub import get_hub
 from greenlet import getcurrent
 
 from asyncio_gevent import _compat
-from asyncio_gevent._compat import get_running_loop, set_running_loop
+from asyncio_gevent._compat import get_hub_if_exists, get_running_loop, set_running_loop
 from asyncio_gevent._loop_io import IOEventLoop
 from asyncio_gevent._runners import LIVE, PARKED, Runner, note_stray
 from asyncio_gevent._tasks import Task, shadow_cancel, unshadow_cancel

@@ -16,8 +16,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from gevent._hub_local import get_hub_if_exists
-
+from asyncio_gevent._compat import active_threads, get_hub_if_exists
 from asyncio_gevent._originals import is_module_patched
 from asyncio_gevent._watchers import wake_on_signals
 
@@ -27,10 +26,10 @@ if TYPE_CHECKING:
 
 __all__ = ["alias", "current_thread", "note_running", "unalias"]
 
-_active: dict[int, Any] = threading._active  # type: ignore[attr-defined]
 _aliases: dict[int, Any] = {}
 _running: WeakSet[EventLoop] = WeakSet()
 _hooks_registered = False
+_alias_hooks_registered = False
 
 
 def current_thread() -> Any:
@@ -40,35 +39,38 @@ def current_thread() -> Any:
 
 def alias(runner: Runner, thread: Any) -> None:
     """Let ``threading.current_thread()`` be this thread in the runner; None does nothing."""
+    global _alias_hooks_registered
     if thread is not None:
-        _active[id(runner)] = _aliases[id(runner)] = thread
+        if not _alias_hooks_registered:
+            # After patching, so that they come before gevent's own hooks for a fork.
+            _alias_hooks_registered = True
+            os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent)
+        active_threads[id(runner)] = _aliases[id(runner)] = thread
 
 
 def unalias(runner: Runner) -> None:
     """Undo `alias`."""
     if _aliases.pop(id(runner), None) is not None:
-        _active.pop(id(runner), None)
+        active_threads.pop(id(runner), None)
 
 
 def note_running(loop: EventLoop) -> None:
-    """Let this event loop stand still in forked children, and take aliases back for a fork."""
+    """Let this event loop stand still in forked children."""
     global _hooks_registered
     _running.add(loop)
     if not _hooks_registered:
         _hooks_registered = True
-        os.register_at_fork(
-            before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_after_in_child
-        )
+        os.register_at_fork(after_in_child=_after_in_child)
 
 
 def _before_fork() -> None:
     # threading's own hook wants a thread to have one identifier.
     for key in _aliases:
-        _active.pop(key, None)
+        active_threads.pop(key, None)
 
 
 def _after_in_parent() -> None:
-    _active.update(_aliases)
+    active_threads.update(_aliases)
 
 
 def _after_in_child() -> None:

@@ -214,12 +214,17 @@ class _SignalWakeup:
     The interpreter writes the number of a signal to the descriptor that was given to
     ``signal.set_wakeup_fd()``; the hub watches the other end. There is one such descriptor in a
     process, so all event loops share this.
+
+    Every event loop that runs in the main thread uses it: without, a signal that comes after the
+    hub has looked for signals and before it polls would be seen after the poll only, and Ctrl-C
+    that much later.
     """
 
     def __init__(self) -> None:
         self._users: set[Any] = set()
         self._watcher: Any = None
         self._hub_loop: Any = None
+        self._previous = -1
         self._pipe: tuple[int, int] | None = None
 
     def acquire(self, user: Any, hub: Any) -> None:
@@ -230,12 +235,14 @@ class _SignalWakeup:
         pipe = self._pipe or _pipe()
         # Each time: it is what raises in other threads, and others may have set theirs meanwhile.
         try:
-            _compat.unix_events.signal.set_wakeup_fd(pipe[1])
+            previous = _compat.unix_events.signal.set_wakeup_fd(pipe[1])
         except (ValueError, OSError):
             if pipe is not self._pipe:
                 os_close(pipe[0])
                 os_close(pipe[1])
             raise
+        if pipe is not self._pipe:
+            self._previous = previous
         self._pipe = pipe
         self._users.add(user)
         if self._watcher is None or self._hub_loop is not hub.loop:
@@ -252,9 +259,9 @@ class _SignalWakeup:
         if self._users or self._pipe is None:
             return
         try:
-            _compat.unix_events.signal.set_wakeup_fd(-1)
+            _compat.unix_events.signal.set_wakeup_fd(self._previous)
         except (ValueError, OSError) as error:
-            _compat.base_events.logger.info("set_wakeup_fd(-1) failed: %s", error)
+            _compat.base_events.logger.info("set_wakeup_fd() failed: %s", error)
         self.reset()
 
     def reset(self) -> None:
@@ -329,6 +336,10 @@ class ChildWatcher:
         if hasattr(os, "pidfd_open"):
             try:
                 self._pidfd = os.pidfd_open(pid)
+            except ProcessLookupError:  # it has ended, and the main hub has reaped it
+                self._wait_for_status()
+                loop._child_watchers.add(self)
+                return
             except OSError:  # an old kernel, or a sandbox
                 pass
         if self._pidfd >= 0:
@@ -386,6 +397,9 @@ class ChildWatcher:
             else:
                 self._ended(_exit_code(status))
                 return
+        self._wait_for_status()
+
+    def _wait_for_status(self) -> None:
         # Somebody else reaps it, or has done so. A hub that does tells us in a moment.
         timer = self._hub.loop.timer(STATUS_DELAY)
         timer.start(self._lost)

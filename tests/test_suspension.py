@@ -616,51 +616,85 @@ def test_a_reader_removed_while_suspended_is_not_called_again() -> None:
 
 
 def test_another_file_of_the_same_number_does_not_wait() -> None:
-    """A connection closes and its callback blocks; the next one gets the number it had."""
-    calls: list[bytes] = []
+    """A callback closes its file and blocks; the next file gets the number it had."""
+    seen: list[str] = []
     release = gevent.event.Event()
-
-    class First(asyncio.Protocol):
-        def connection_made(self, transport: Any) -> None:
-            self.transport = transport
-
-        def data_received(self, data: bytes) -> None:
-            self.transport.close()
-            calls.append(data)
-            release.wait()
-
-    class Second(asyncio.Protocol):
-        def data_received(self, data: bytes) -> None:
-            calls.append(data)
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
         number = ours.fileno()
-        await loop.create_connection(First, sock=ours)
+
+        def first() -> None:
+            loop.remove_reader(number)
+            os_close(ours.detach())
+            seen.append("first")
+            release.wait()
+            seen.append("ended")
+
+        loop.add_reader(number, first)
         theirs.send(b"1")
-        await until(lambda: ours.fileno() < 0)
-        theirs.close()
-        again, theirs = socket.socketpair()
-        if PATCHED:
-            await asyncio.sleep(0.001)
-        if number not in (again.fileno(), theirs.fileno()):
+        await until(lambda: seen)
+        again, other = socket.socketpair()
+        if again.fileno() != number:
             os.dup2(again.fileno(), number)
             again.close()
             again = socket.socket(fileno=number)
-        elif theirs.fileno() == number:
-            again, theirs = theirs, again
-        transport, _ = await loop.create_connection(Second, sock=again)
-        theirs.send(b"2")
-        async with _limit(1):
-            await until(lambda: len(calls) == 2)
-        assert calls == [b"1", b"2"]
+
+        def second() -> None:
+            again.recv(1)
+            seen.append("second")
+
+        loop.add_reader(number, second)
+        other.send(b"2")
+        await until(lambda: len(seen) == 2)
+        assert seen == ["first", "second"]
         release.set()
-        transport.close()
-        theirs.close()
-        await asyncio.sleep(0)
+        await until(lambda: len(seen) == 3)
+        # The end of the first one does nothing to the second.
+        other.send(b"3")
+        await until(lambda: len(seen) == 4)
+        loop.remove_reader(number)
+        for each in (theirs, again, other):
+            each.close()
 
     asyncio_gevent.run(main())
+    assert seen == ["first", "second", "ended", "second"]
+
+
+@pytest.mark.parametrize("how", ["close", "abort"])
+def test_a_protocol_hears_of_the_lost_connection_after_its_data(how: str) -> None:
+    """Callbacks of a protocol do not overlap, though the connection goes meanwhile."""
+    seen: list[str] = []
+    release = gevent.event.Event()
+
+    class Protocol(asyncio.Protocol):
+        def connection_made(self, transport: Any) -> None:
+            self.transport = transport
+
+        def data_received(self, data: bytes) -> None:
+            seen.append("enters")
+            getattr(self.transport, how)()
+            release.wait()
+            seen.append("leaves")
+
+        def connection_lost(self, error: Any) -> None:
+            seen.append("lost")
+
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        await asyncio.get_running_loop().create_connection(Protocol, sock=ours)
+        theirs.send(b"1")
+        await until(lambda: seen)
+        await asyncio.sleep(0.001)
+        assert seen == ["enters"]
+        release.set()
+        await until(lambda: len(seen) == 3)
+        assert ours.fileno() < 0
+        theirs.close()
+
+    asyncio_gevent.run(main())
+    assert seen == ["enters", "leaves", "lost"]
 
 
 def test_a_transport_is_forgotten_after_its_callback_was_suspended() -> None:
@@ -1505,21 +1539,3 @@ def test_a_loop_forgotten_with_a_suspended_step_warns() -> None:
         gevent.sleep(0)
         gc.collect()
     assert reference() is None
-
-
-def _limit(seconds: float) -> Any:
-    # asyncio.timeout() came with Python 3.11.
-    return _Limit(seconds)
-
-
-class _Limit:
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-
-    async def __aenter__(self) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._timer = asyncio.get_running_loop().call_later(self._seconds, task.cancel)
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        self._timer.cancel()
