@@ -130,6 +130,7 @@ class IOEventLoop(asyncio.SelectorEventLoop):
             RuntimeError: a transport uses it.
         """
         self._ensure_fd_no_transport(fd)
+        self._check_closed()
         self._add_io(self._readers, _waitable(fd), READ, callback, args)
 
     def add_writer(  # type: ignore[override]
@@ -142,6 +143,7 @@ class IOEventLoop(asyncio.SelectorEventLoop):
             RuntimeError: a transport uses it.
         """
         self._ensure_fd_no_transport(fd)
+        self._check_closed()
         self._add_io(self._writers, _waitable(fd), WRITE, callback, args)
 
     def remove_reader(self, fd: Any) -> bool:

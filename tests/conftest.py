@@ -54,6 +54,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "soft_limit(seconds): what a test may take, in place of SOFT_TIME_LIMIT"
     )
+    # gevent's, once in a process, of a sleep of less than that: in tests that is fine.
+    config.addinivalue_line(
+        "filterwarnings", "ignore:libuv only supports millisecond timer resolution"
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -288,18 +288,7 @@ KINDS: list[Callable[[], Awaitable[None]]] = [
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_everywhere(kind: Any, place: str) -> None:
-    if kind is processes and PATCHED and place == "native":
-        # gevent's own limit; see the next test for what it says.
-        with pytest.raises(RuntimeError):
-            PLACES[place](lambda: asyncio_gevent.run(kind()))
-    else:
-        PLACES[place](lambda: asyncio_gevent.run(kind()))
-
-
-@pytest.mark.skipif(not PATCHED, reason="gevent's subprocess, in place of the standard one")
-def test_a_patched_subprocess_in_a_native_thread_says_where_to_run_it() -> None:
-    with pytest.raises(RuntimeError, match="run the event loop there"):
-        PLACES["native"](lambda: asyncio_gevent.run(processes()))
+    PLACES[place](lambda: asyncio_gevent.run(kind()))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)

@@ -336,19 +336,3 @@ def test_contexts_of_threads() -> None:
         assert await asyncio.to_thread(variable.get) == 1
 
     asyncio_gevent.run(main())
-
-
-def test_enumerating_threads_tells_of_each_once() -> None:
-    async def step() -> None:
-        gevent.sleep(0.001)
-        threads = threading.enumerate()
-        assert len(threads) == len(set(threads))
-
-    async def main() -> None:
-        count = threading.active_count()
-        await asyncio.gather(*(step() for _ in range(5)))
-        assert threading.active_count() == count
-
-    before = threading.active_count()
-    asyncio_gevent.run(main())
-    assert threading.active_count() == before

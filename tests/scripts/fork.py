@@ -1,6 +1,7 @@
 """What happens after a fork: fork.py CASE. The child tells by its status whether all is well."""
 
 import asyncio
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -164,6 +165,8 @@ def returns_in_a_coroutine(fork) -> None:
 
 def exits_in_a_coroutine(fork) -> None:
     """The child leaves the coroutine by SystemExit, as a program ends."""
+    # Its thread is not in the child, which would wait for it when it ends.
+    faulthandler.cancel_dump_traceback_later()
 
     async def main() -> str:
         pid = fork()
