@@ -37,7 +37,7 @@ counts = pytest.mark.skipif(
     sys.version_info < (3, 11), reason="cancelling() and uncancel() came with Python 3.11"
 )
 
-# --- classes of tasks -------------------------------------------------------------------------------
+# --- classes of tasks -----------------------------------------------------------------------------
 
 
 def _c_task(loop: Any, coro: Any, **kwargs: Any) -> Any:
@@ -98,7 +98,7 @@ async def suspended(function: Callable[[], Any]) -> asyncio.Task[Any]:
     return entered.pop()
 
 
-# --- the plain case ---------------------------------------------------------------------------------
+# --- the plain case -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", BLOCKERS, ids=lambda kind: kind.__name__)
@@ -337,7 +337,7 @@ def test_a_suspended_task_is_forgotten_after_its_cancel(run: Any) -> None:
     run(main())
 
 
-# --- raw greenlets ----------------------------------------------------------------------------------
+# --- raw greenlets --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", BLOCKERS, ids=lambda kind: kind.__name__)
@@ -400,7 +400,7 @@ def test_the_right_one_of_many_raw_greenlets_is_cancelled() -> None:
     asyncio_gevent.run(main())
 
 
-# --- timeouts and task groups -----------------------------------------------------------------------
+# --- timeouts and task groups ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", BLOCKERS, ids=lambda kind: kind.__name__)
@@ -630,7 +630,7 @@ def test_counts_of_both_kinds_of_requests_add_up(run: Any) -> None:
     run(main())
 
 
-# --- races ------------------------------------------------------------------------------------------
+# --- races ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("order", ["cancel, release", "release, cancel"])
@@ -843,7 +843,7 @@ def test_the_first_step_of_an_eager_task_is_suspended() -> None:
     asyncio_gevent.run(main())
 
 
-# --- around run() -----------------------------------------------------------------------------------
+# --- around run() ---------------------------------------------------------------------------------
 
 
 async def _clean_up(seen: list[str], block: bool) -> None:

@@ -37,7 +37,7 @@ def loop() -> Any:
     loop.close()
 
 
-# --- cooperation ------------------------------------------------------------------------------------
+# --- cooperation ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -149,7 +149,7 @@ def test_many_cancelled_timers_do_not_stay(loop: Any) -> None:
     loop.run_until_complete(main())
 
 
-# --- wake-ups from greenlets --------------------------------------------------------------------------
+# --- wake-ups from greenlets ----------------------------------------------------------------------
 #
 # In plain asyncio only call_soon_threadsafe() wakes the loop: of the others it knows that they
 # come from its own callbacks.
@@ -278,7 +278,7 @@ def test_a_loop_that_another_loop_of_the_thread_wakes() -> None:
     assert turns == list(range(10))
 
 
-# --- fairness and rest --------------------------------------------------------------------------------
+# --- fairness and rest ----------------------------------------------------------------------------
 
 
 def test_a_busy_loop_does_not_starve_greenlets_timers_or_another_loop() -> None:
@@ -451,7 +451,7 @@ def test_a_timer_set_after_a_long_computation_does_not_come_too_early() -> None:
     asyncio_gevent.run(main())
 
 
-# --- errors -------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("via", ["call_soon", "call_later", "call_soon_threadsafe", "reader"])
@@ -561,7 +561,7 @@ def test_the_traceback_of_an_error_starts_with_few_frames_of_ours() -> None:
     assert caught.traceback[-1].name == "main"
 
 
-# --- asynchronous generators ----------------------------------------------------------------------------
+# --- asynchronous generators ----------------------------------------------------------------------
 
 
 def test_asyncgens_are_closed_at_the_end() -> None:
@@ -611,7 +611,7 @@ def test_the_hooks_of_two_loops_do_not_mix() -> None:
     assert closed == [True] * 15
 
 
-# --- debug mode -----------------------------------------------------------------------------------------
+# --- debug mode -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -736,7 +736,7 @@ def test_nothing_shows_when_debug_is_off(loop: Any, observed: Any) -> None:
     assert not [record for record in observed.log if record.levelno >= logging.WARNING]
 
 
-# --- suspend=False -----------------------------------------------------------------------------------
+# --- suspend=False --------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -862,7 +862,7 @@ def test_two_loops_of_one_thread_may_differ() -> None:
     assert strict.get() == "refused"
 
 
-# --- where it must not run ------------------------------------------------------------------------------
+# --- where it must not run ------------------------------------------------------------------------
 
 
 def test_not_in_the_hub(loop: Any) -> None:

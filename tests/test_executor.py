@@ -7,7 +7,6 @@ import concurrent.futures
 import contextvars
 import functools
 import gc
-import sys
 import threading
 from typing import Any
 
@@ -271,7 +270,7 @@ def test_the_functions_arguments_are_forgotten() -> None:
     asyncio_gevent.run(main())
 
 
-# --- executors that are passed --------------------------------------------------------------------------
+# --- executors that are passed --------------------------------------------------------------------
 
 
 def test_a_standard_executor_is_respected() -> None:

@@ -110,7 +110,7 @@ def test_every_module_says_what_it_is() -> None:
 
 def test_the_map_is_understood() -> None:
     """Of the checks above: they see what there is to see."""
-    assert [layer[0] for layer in layers()][0] == "__init__"
+    assert next(layer[0] for layer in layers()) == "__init__"
     assert "_compat" in layers()[-1]
     assert ("_compat", _line_of("_run.py", "_compat")) in imports(PACKAGE / "_run.py")
 

@@ -195,7 +195,7 @@ def test_a_loop_in_each_of_two_hundred_patched_threads() -> None:
     assert sorted(results) == list(range(200))
 
 
-@pytest.mark.skipif(not PATCHED, reason="concurrent.futures waits cooperatively only after patching")
+@pytest.mark.skipif(not PATCHED, reason="concurrent.futures is cooperative after patching")
 def test_waiting_for_a_concurrent_future_of_another_loop() -> None:
     """The way of every sync wrapper around an async SDK, with one "thread" for its loop."""
     loop = EventLoop()

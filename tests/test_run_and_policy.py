@@ -24,7 +24,7 @@ async def value_of(value: Any) -> Any:
     return value
 
 
-# --- run --------------------------------------------------------------------------------------------------
+# --- run ------------------------------------------------------------------------------------------
 
 
 def test_run_returns_the_result_and_leaves_nothing() -> None:
@@ -102,7 +102,7 @@ def test_new_event_loop() -> None:
     loop.close()
 
 
-# --- as a factory -----------------------------------------------------------------------------------------
+# --- as a factory ---------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio.Runner came with Python 3.11")
@@ -133,7 +133,7 @@ def test_runners_in_greenlets_at_the_same_time() -> None:
     assert [each.value for each in greenlets] == [[n, -n] for n in range(20)]
 
 
-# --- the policy -------------------------------------------------------------------------------------------
+# --- the policy -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -221,7 +221,7 @@ def test_the_main_thread_gets_a_loop_of_its_own_accord(policy: Any) -> None:
     loop.close()
 
 
-# --- in fresh processes -----------------------------------------------------------------------------------
+# --- in fresh processes ---------------------------------------------------------------------------
 
 
 def test_importing_warns_of_nothing_and_changes_nothing() -> None:

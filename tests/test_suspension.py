@@ -317,7 +317,7 @@ def test_a_blocking_call_suspends_its_step_only(site: Site, kind: type[Blocker])
     assert seen == ["blocks", "goes on", "ends"]
 
 
-# --- identity: running loop, current task, hooks ----------------------------------------------------
+# --- identity: running loop, current task, hooks --------------------------------------------------
 
 
 def identity() -> tuple[Any, ...]:
@@ -418,7 +418,7 @@ def test_the_current_thread_is_that_of_the_caller_in_every_runner() -> None:
     assert set(seen) == {thread, threading.current_thread()}
 
 
-# --- no second entry --------------------------------------------------------------------------------
+# --- no second entry ------------------------------------------------------------------------------
 
 
 def test_data_arrives_in_order_and_one_after_the_other() -> None:
@@ -725,7 +725,7 @@ def test_a_transport_is_forgotten_after_its_callback_was_suspended() -> None:
     asyncio_gevent.run(main())
 
 
-# --- contexts ---------------------------------------------------------------------------------------
+# --- contexts -------------------------------------------------------------------------------------
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
 
@@ -801,7 +801,7 @@ def test_the_context_of_a_step_is_its_own_across_a_suspension() -> None:
     assert variable.get() == "outside"
 
 
-# --- raw greenlets of a step ------------------------------------------------------------------------
+# --- raw greenlets of a step ----------------------------------------------------------------------
 
 
 async def in_raw_greenlet(function: Callable[..., Any], *args: Any) -> Any:
@@ -1087,7 +1087,7 @@ def test_sqlalchemy_with_a_listener_that_blocks() -> None:
     asyncio_gevent.run(main())
 
 
-# --- in numbers -------------------------------------------------------------------------------------
+# --- in numbers -----------------------------------------------------------------------------------
 
 
 def test_twenty_loops_at_the_same_time_in_one_thread() -> None:
@@ -1139,7 +1139,7 @@ def test_more_suspended_steps_than_runners_are_kept() -> None:
     asyncio_gevent.run(main())
 
 
-# --- together with asyncio's and gevent's other means -------------------------------------------------
+# --- together with asyncio's and gevent's other means ---------------------------------------------
 
 
 def test_gevent_and_asyncio_talk_in_one_coroutine() -> None:
@@ -1317,7 +1317,7 @@ def test_the_frames_of_a_step_end_at_a_module() -> None:
     assert names[-1] == "<module>"
 
 
-# --- when the event loop stops, is closed, or dies ------------------------------------------------------
+# --- when the event loop stops, is closed, or dies ------------------------------------------------
 
 
 def _with_a_suspended_step(

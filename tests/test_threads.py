@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from typing import Any
 
 import gevent
@@ -143,7 +142,7 @@ def test_a_loop_with_a_suspended_step_closed_in_another_thread() -> None:
     assert isinstance(task.exception(), gevent.GreenletExit)
 
 
-# --- wake-ups across threads --------------------------------------------------------------------------
+# --- wake-ups across threads ----------------------------------------------------------------------
 
 
 def test_bursts_from_many_threads_all_arrive_in_order() -> None:

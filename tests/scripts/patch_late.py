@@ -3,6 +3,10 @@
 import asyncio
 import sys
 import threading
+import warnings
+
+# Python 3.12 and later warn of a fork with threads, those of the hub's pool.
+warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork")
 
 order = sys.argv[1]
 
