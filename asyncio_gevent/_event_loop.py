@@ -511,6 +511,11 @@ class EventLoop(StepsEventLoop):
                         return
                     if not ready and not (self._scheduled and self._has_due_timer()):
                         return
+                    if self._io_done:
+                        # Code that lets so many passes go by, and both ends of whose connection
+                        # are here, counts on a poll in between (await asyncio.sleep(0)).
+                        self._io_done = False
+                        return
                 # Passes of few handles take less time than the clock.
                 if (todo > 8 or not passes_left & 3) and monotonic() > self._batch_ends:
                     return

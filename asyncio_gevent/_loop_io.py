@@ -56,6 +56,8 @@ class IOEventLoop(asyncio.SelectorEventLoop):
         _readers, _writers: descriptor to its handle.
         _busy_io: (descriptor, events) to the handle whose callback is suspended.
         _fresh: handles whose watcher was started since the hub's last poll.
+        _io_done: something was sent, closed, or is to be watched, which another descriptor of this
+            event loop may become ready by: the hub is to poll before the next pass.
         _async: the hub's async watcher while the event loop runs, else None.
         _hub_loop: the loop of the hub that runs, or last ran, the event loop.
         _child_watchers: those of children that have not ended.
@@ -95,6 +97,7 @@ class IOEventLoop(asyncio.SelectorEventLoop):
         self._writers: dict[int, IOHandle] = {}
         self._busy_io: dict[tuple[int, int], IOHandle] = {}
         self._fresh: list[IOHandle] = []
+        self._io_done = False
         self._hub_executor: HubExecutor | None = None
         self._child_watchers: set[ChildWatcher] = set()
         super().__init__(Registry(self._readers, self._writers))
@@ -131,7 +134,7 @@ class IOEventLoop(asyncio.SelectorEventLoop):
         """
         self._ensure_fd_no_transport(fd)
         self._check_closed()
-        self._add_io(self._readers, _waitable(fd), READ, callback, args)
+        self._add_io(self._readers, _waitable(fd), READ, callback, args).fileobj = fd
 
     def add_writer(  # type: ignore[override]
         self, fd: Any, callback: Callable[..., Any], *args: Any
@@ -144,17 +147,17 @@ class IOEventLoop(asyncio.SelectorEventLoop):
         """
         self._ensure_fd_no_transport(fd)
         self._check_closed()
-        self._add_io(self._writers, _waitable(fd), WRITE, callback, args)
+        self._add_io(self._writers, _waitable(fd), WRITE, callback, args).fileobj = fd
 
     def remove_reader(self, fd: Any) -> bool:
         """Stop watching for reading; return whether it was watched."""
         self._ensure_fd_no_transport(fd)
-        return self._remove_io(self._readers, _fileno(fd))
+        return self._remove_io(self._readers, _registered(self._readers, fd))
 
     def remove_writer(self, fd: Any) -> bool:
         """Stop watching for writing; return whether it was watched."""
         self._ensure_fd_no_transport(fd)
-        return self._remove_io(self._writers, _fileno(fd))
+        return self._remove_io(self._writers, _registered(self._writers, fd))
 
     def _add_reader(self, fd: int, callback: Callable[..., Any], *args: Any) -> IOHandle:
         return self._add_io(self._readers, fd, READ, callback, args)
@@ -180,6 +183,7 @@ class IOEventLoop(asyncio.SelectorEventLoop):
             self._check_closed()
         if fd.__class__ is not int:
             fd = _fileno(fd)
+        self._io_done = True
         if fd in (self._writers if mask == READ else self._readers):
             # libev would modify an entry of epoll, and aborts the process if that is not there.
             os.fstat(fd)
@@ -229,6 +233,7 @@ class IOEventLoop(asyncio.SelectorEventLoop):
         handle = handles.pop(fd, None)
         if handle is None:
             return False
+        self._io_done = True
         handle.cancel()
         other = (self._writers if handles is self._readers else self._readers).get(fd)
         if other is not None:
@@ -415,14 +420,15 @@ class IOEventLoop(asyncio.SelectorEventLoop):
             return await super().getaddrinfo(
                 host, port, family=family, type=type, proto=proto, flags=flags
             )
-        resolve = get_hub().resolver.getaddrinfo
-        return await self._resolve(resolve, host, port, family, type, proto, flags)
+        return await self._resolve(
+            gevent.socket.getaddrinfo, host, port, family, type, proto, flags
+        )
 
     async def getnameinfo(self, sockaddr: Any, flags: int = 0) -> Any:
         """Look a name up with the hub's resolver."""
         if _compat.base_events.socket.getnameinfo not in _OWN_RESOLVERS:
             return await super().getnameinfo(sockaddr, flags)
-        return await self._resolve(get_hub().resolver.getnameinfo, sockaddr, flags)
+        return await self._resolve(gevent.socket.getnameinfo, sockaddr, flags)
 
     async def _resolve(self, resolve: Callable[..., Any], *args: Any) -> Any:
         # The resolver blocks the greenlet that calls it, so it gets one of its own.
@@ -475,6 +481,17 @@ def _fileno(fd: Any) -> int:
         return int(fd.fileno())
     except (AttributeError, TypeError, ValueError):
         raise ValueError(f"Invalid file object: {fd!r}") from None
+
+
+def _registered(handles: dict[int, IOHandle], fd: Any) -> int:
+    # A file that was closed does not know its number any more. As the module selectors does, look
+    # for the object then.
+    fileno = _fileno(fd)
+    if fileno < 0:
+        for handle in handles.values():
+            if handle.fileobj is fd:
+                return handle.fd
+    return fileno
 
 
 def _waitable(fd: Any) -> int:

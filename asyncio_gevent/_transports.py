@@ -78,6 +78,12 @@ class SocketTransport(_compat.SelectorSocketTransport):  # type: ignore[misc]
         else:
             super()._call_connection_lost(exc)
 
+    def write_eof(self) -> None:
+        """Send what is written, and then the end of the stream."""
+        if self._loop is not None:
+            self._loop._io_done = True
+        super().write_eof()
+
     def _receive(self) -> None:
         if self._is_buffered:
             super()._read_ready()
@@ -120,6 +126,7 @@ class SocketTransport(_compat.SelectorSocketTransport):  # type: ignore[misc]
             except BaseException as error:
                 self._fatal_error(error, "Fatal write error on socket transport")
                 return
+            self._loop._io_done = True
             if sent == len(data):
                 return
             data = memoryview(data)[sent:]
@@ -130,6 +137,11 @@ class DatagramTransport(_compat.SelectorDatagramTransport):  # type: ignore[misc
     """A datagram socket. No datagram is larger than `READ_SIZE`."""
 
     max_size = READ_SIZE
+
+    def sendto(self, data: Any, addr: Any = None) -> None:
+        """Send a datagram, at once where the socket takes it."""
+        self._loop._io_done = True
+        super().sendto(data, addr)
 
 
 class ReadPipeTransport(_compat.UnixReadPipeTransport):  # type: ignore[misc]

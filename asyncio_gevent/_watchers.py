@@ -45,12 +45,13 @@ class IOHandle(Handle):
             callback returns. While it is set the watcher must not queue the handle again.
         held: the watcher was stopped because it fired while `queued` was set; it is started
             again when the callback returns.
+        fileobj: what `add_reader` or `add_writer` was given: the number, or an object that has it.
         file: the file, since the callback is suspended or the event loop does not run.
         successor: the handle that replaced this one while its callback was suspended. It is
             held until that callback returns, or data would be delivered out of order.
     """
 
-    __slots__ = ("events", "fd", "file", "held", "queued", "successor", "watcher")
+    __slots__ = ("events", "fd", "file", "fileobj", "held", "queued", "successor", "watcher")
 
     if TYPE_CHECKING:
         _loop: EventLoop
@@ -62,6 +63,7 @@ class IOHandle(Handle):
         super().__init__(callback, args, loop, None)
         self.fd = fd
         self.events = events
+        self.fileobj: Any = fd
         self.file: tuple[int, int] | None = None
         self.queued = False
         self.held = False

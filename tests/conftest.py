@@ -243,6 +243,6 @@ def _active_watchers() -> set[str]:
         return {
             f"{state.type.decode()} {id(state.watcher):#x}"
             for state in loop.debug()
-            if state.active and state.ref
+            if state.active and state.ref and state.watcher is not loop  # its own
         }
     return {f"number {number}" for number in range(loop.activecnt)}

@@ -863,8 +863,20 @@ async def _clean_up(seen: list[str], block: bool) -> None:
 @pytest.mark.parametrize("block", [False, True])
 def test_a_timeout_of_gevent_around_run(block: bool) -> None:
     seen: list[str] = []
-    with pytest.raises(gevent.Timeout), gevent.Timeout(0.001):
-        asyncio_gevent.run(_clean_up(seen, block))
+
+    async def main() -> None:
+        asyncio.get_running_loop().call_later(0.001, fire)
+        await _clean_up(seen, block)
+
+    with gevent.Timeout(None) as timeout:
+        # What its timer does, when the coroutine waits and not before.
+        caller = gevent.getcurrent()
+
+        def fire() -> None:
+            gevent.get_hub().loop.run_callback(caller.throw, timeout)
+
+        with pytest.raises(gevent.Timeout):
+            asyncio_gevent.run(main())
     assert seen == ["waits", "finally", "cleaned up"]
     assert identity() == NOBODY
 

@@ -283,7 +283,8 @@ async def processes() -> None:
     )  # fmt: skip
     out, _ = await process.communicate(b"text\n")
     assert (out, process.returncode) == (b"txet\n", 3)
-    shell = await asyncio.create_subprocess_shell("kill -TERM $$")
+    shell = await asyncio.create_subprocess_shell("read line; kill -TERM $$", stdin=-1)
+    shell.stdin.write(b"\n")
     assert await shell.wait() == -15
 
 
@@ -759,6 +760,21 @@ def test_children_of_two_loops() -> None:
     greenlets = [gevent.spawn(asyncio_gevent.run, main(number)) for number in range(5)]
     gevent.joinall(greenlets, raise_error=True)
     assert [each.value for each in greenlets] == list(range(5))
+
+
+@pytest.mark.parametrize("place", ["thread", "native"])
+def test_the_status_of_short_lived_children_of_other_threads(place: str) -> None:
+    """The hub of the main thread reaps every child, as soon as it knows of one of its own."""
+    gevent.subprocess.check_call(["true"])
+
+    async def main() -> list[int]:
+        found = []
+        for number in range(20):
+            process = await asyncio.create_subprocess_exec("sh", "-c", f"exit {number}")
+            found.append(await process.wait())
+        return found
+
+    assert PLACES[place](lambda: asyncio_gevent.run(main())) == list(range(20))
 
 
 def test_a_child_that_somebody_else_waits_for(observed: Any) -> None:

@@ -21,6 +21,7 @@ def added(make: Callable[[], Callable[[], None]]) -> set[str]:
     """Return the kinds of things that are there after `make` and were not before."""
     before = conftest._resources()
     undo = make()
+    gevent.sleep(0)  # what closes a watcher in libuv is the next round of the loop
     try:
         after = conftest._resources()
     finally:

@@ -98,11 +98,11 @@ def beside_a_loop(fork) -> None:
     async def tick() -> None:
         while not end:
             ticks.append(os.getpid())
-            await asyncio.sleep(0.0005)
+            await asyncio.sleep(0.001)
 
     async def suspended() -> None:
         while not end:
-            gevent.sleep(0.0005)
+            gevent.sleep(0.001)
             ticks.append(os.getpid())
             await asyncio.sleep(0)
 
