@@ -762,21 +762,6 @@ def test_children_of_two_loops() -> None:
     assert [each.value for each in greenlets] == list(range(5))
 
 
-@pytest.mark.parametrize("place", ["thread", "native"])
-def test_the_status_of_short_lived_children_of_other_threads(place: str) -> None:
-    """The hub of the main thread reaps every child, as soon as it knows of one of its own."""
-    gevent.subprocess.check_call(["true"])
-
-    async def main() -> list[int]:
-        found = []
-        for number in range(20):
-            process = await asyncio.create_subprocess_exec("sh", "-c", f"exit {number}")
-            found.append(await process.wait())
-        return found
-
-    assert PLACES[place](lambda: asyncio_gevent.run(main())) == list(range(20))
-
-
 def test_a_child_that_somebody_else_waits_for(observed: Any) -> None:
     """Its status is lost then; asyncio says 255 of it, or what the other one found."""
 

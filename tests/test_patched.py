@@ -43,8 +43,7 @@ def test_patched(name: str) -> None:
 
 # Where the loop of the hub matters: descriptors, timers, signals, children, forks.
 LIBUV_FILES = [
-    "test_event_loop.py", "test_fork.py", "test_io.py", "test_signals.py", "test_suspension.py",
-    "test_threads.py", "test_cancel.py",
+    "test_event_loop.py", "test_fork.py", "test_io.py", "test_suspension.py", "test_threads.py",
 ]  # fmt: skip
 
 

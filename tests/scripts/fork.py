@@ -16,6 +16,8 @@ import asyncio_gevent
 
 # Python 3.12 and later warn of a fork with threads, those of the hub's pool.
 warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork")
+# Timers of less than a millisecond.
+warnings.filterwarnings("ignore", message="libuv only supports millisecond")
 
 # The limit on the time of this process is a thread's, which a child does not have.
 os.register_at_fork(after_in_child=lambda: signal.alarm(10))
