@@ -404,7 +404,7 @@ def test_a_loop_that_waits_does_not_poll(waiting: str) -> None:
         with Polls() as polls:
             await asyncio.sleep(UNIT)
         # One for the timer of this sleep, and what libuv needs to tell milliseconds apart.
-        assert polls.count <= 5
+        assert polls.count <= 10
         release.set()
         native.set()
         loop.remove_reader(ours)
@@ -423,7 +423,7 @@ def test_a_loop_that_does_not_run_costs_the_hub_nothing() -> None:
     loop.call_soon(int)
     with Polls() as polls:
         gevent.sleep(UNIT)
-    assert polls.count <= 5
+    assert polls.count <= 10
     loop.close()
 
 

@@ -67,7 +67,7 @@ def test_waiting_does_not_poll() -> None:
         await asyncio.to_thread(int)
         with Polls() as polls:
             await asyncio.to_thread(native_sleep, UNIT)
-        assert polls.count <= 6
+        assert polls.count <= 10
 
     asyncio_gevent.run(main())
 
@@ -263,9 +263,10 @@ def test_the_functions_arguments_are_forgotten() -> None:
         reference = weakref.ref(argument)
         await asyncio.get_running_loop().run_in_executor(None, str, argument)
         del argument
-        await asyncio.sleep(0.001)
-        gc.collect()
-        assert reference() is None
+        # The thread itself may be a moment late.
+        while reference() is not None:
+            await asyncio.sleep(0.001)
+            gc.collect()
 
     asyncio_gevent.run(main())
 

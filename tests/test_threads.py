@@ -319,7 +319,14 @@ def test_a_worker_of_a_gevent_thread_pool_may_run_a_loop() -> None:
 
 def test_an_executor_thread_may_run_a_loop() -> None:
     async def main() -> Any:
-        return await asyncio.to_thread(asyncio_gevent.run, _everything())
+        # Not the default one: gevent keeps its threads, and their hubs, for another five seconds.
+        executor = gevent.threadpool.ThreadPoolExecutor(1)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                executor, asyncio_gevent.run, _everything()
+            )
+        finally:
+            executor.shutdown()
 
     assert asyncio_gevent.run(main()) == "everything"
 
