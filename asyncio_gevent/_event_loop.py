@@ -46,10 +46,11 @@ if TYPE_CHECKING:
 __all__ = ["EventLoop"]
 
 #: Passes over the ready queue before the hub polls again. More make a busy event loop faster,
-#: since each visit costs two switches and a poll (one pass a visit only equals the standard
-#: loop, 16 give 1.6 to 1.9 times); fewer let other greenlets and descriptors have their turn
-#: sooner. A pass is what asyncio itself does between two polls.
-MAX_PASSES = 16
+#: since each visit costs two switches and a poll (a chain of call_soon: one pass a visit only
+#: equals the standard loop, 16 give 1.4 times, 64 give 1.6); fewer let other greenlets and
+#: descriptors have their turn sooner, but for that there is `BATCH_SECONDS`. A pass is what asyncio
+#: itself does between two polls.
+MAX_PASSES = 64
 
 #: The most handles of a pass; of a longer one the rest is taken as the next pass.
 MAX_HANDLES = 64
@@ -466,6 +467,8 @@ class EventLoop(StepsEventLoop):
             set_running_loop(self)
         if self._scheduled:
             self._drop_cancelled_timers()
+        self._io_done = False  # the hub has polled
+        debug = self._debug
         left = 0
         try:
             for passes_left in _COUNTDOWN:
@@ -484,9 +487,9 @@ class EventLoop(StepsEventLoop):
                         return
                     runner.handle = handle
                     kind = handle.__class__
-                    if self._debug:
+                    if debug:
                         self._run_in_debug_mode(runner)
-                    elif kind in _OWN_KINDS:
+                    elif kind is Handle or kind in _OWN_KINDS:
                         # What their `_run` does, without the call.
                         try:
                             handle._context.run(handle._callback, *handle._args)
@@ -502,7 +505,7 @@ class EventLoop(StepsEventLoop):
                         handle._run()
                     if runner.resumed:
                         return  # it was suspended, and the rest has gone to another runner
-                    if getrefcount(runner) != references or runner.claim is not None:
+                    if getrefcount(runner) != references:  # also if it is claimed already
                         self._claim(runner, handle)
                         return
                 if not left:
