@@ -80,6 +80,6 @@ def _after_in_child() -> None:
         # Now, not after these hooks, as gevent does: libuv would take descriptors out of the
         # parent's epoll set when it stops watching them here.
         hub.loop.reinit()
-    wake_on_signals.reset()
+    wake_on_signals.reset_in_child()
     for loop in list(_running):
         loop._freeze()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import selectors
+import signal
 import sys
 from asyncio import Handle
 from collections.abc import Callable, Mapping
@@ -266,8 +267,17 @@ class _SignalWakeup:
             _compat.base_events.logger.info("set_wakeup_fd() failed: %s", error)
         self.reset()
 
+    def reset_in_child(self) -> None:
+        """Forget everything in a forked child, whose pipe is the parent's."""
+        if self._pipe is not None:
+            try:
+                signal.set_wakeup_fd(-1)  # asyncio does so from 3.12 on
+            except ValueError:  # another thread has forked
+                pass
+        self.reset()
+
     def reset(self) -> None:
-        """Forget everything; in a forked child, whose pipe is the parent's."""
+        """Forget everything, and close the pipe."""
         self._users.clear()
         if self._pipe is not None:
             reader, writer = self._pipe
