@@ -36,7 +36,7 @@ from asyncio_gevent._originals import get_ident
 from asyncio_gevent._runners import PARKED, Runner, check_tracer, find_owner
 from asyncio_gevent._steps import StepsEventLoop, getrefcount
 from asyncio_gevent._tasks import Task
-from asyncio_gevent._threads import alias, current_thread, note_running, unalias
+from asyncio_gevent._threads import alias, current_thread, give_way, note_running, unalias
 from asyncio_gevent._watchers import ChildWatcher, IOHandle, close, file_of, wake_on_signals
 from asyncio_gevent.exceptions import BlockingCallError
 
@@ -347,6 +347,7 @@ class EventLoop(StepsEventLoop):
         if self._poll_timer is not None:
             self._poll_timer.stop()
             self._run_callback(self._dispatch)
+            give_way()
 
     def _dispatch(self) -> None:
         # In the hub. More than one batch only where claimed runners take turns.

@@ -19,12 +19,16 @@ __all__ = [
     "is_module_patched",
     "native_local",
     "native_popen",
+    "native_sleep",
     "os_close",
     "os_waitpid",
 ]
 
 #: Identifier of the calling OS thread. The patched one gives that of the greenlet.
 get_ident = cast("Callable[[], int]", get_original("_thread", "get_ident"))
+
+#: Blocks the OS thread.
+native_sleep = cast("Callable[[float], None]", get_original("time", "sleep"))
 
 #: Closes at once. The patched one defers to after the hub's next poll (gevent 25.8.1).
 os_close = cast("Callable[[int], None]", get_original("os", "close"))

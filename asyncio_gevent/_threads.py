@@ -12,19 +12,29 @@ the one whose own step forked and then returned: that child goes on with the eve
 from __future__ import annotations
 
 import os
+import sys
 import threading
+from time import monotonic, thread_time
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from asyncio_gevent._compat import active_threads, get_hub_if_exists
-from asyncio_gevent._originals import is_module_patched
+from asyncio_gevent._originals import is_module_patched, native_local, native_sleep
 from asyncio_gevent._watchers import wake_on_signals
 
 if TYPE_CHECKING:
     from asyncio_gevent._event_loop import EventLoop
     from asyncio_gevent._runners import Runner
 
-__all__ = ["alias", "current_thread", "note_running", "unalias"]
+__all__ = ["alias", "current_thread", "give_way", "note_running", "unalias"]
+
+#: Seconds of processor time after which a busy thread gives way: the interpreter's own interval,
+#: ``sys.getswitchinterval()`` if nobody has changed it.
+TURN = 0.005
+
+#: Seconds for which it gives way. The system makes at least some 50 µs of it, which is what a
+#: waiting thread needs to wake up; more would be lost where none waits.
+PAUSE = 1e-6
 
 _aliases: dict[int, Any] = {}
 _running: WeakSet[EventLoop] = WeakSet()
@@ -52,6 +62,29 @@ def unalias(runner: Runner) -> None:
     """Undo `alias`."""
     if _aliases.pop(id(runner), None) is not None:
         active_threads.pop(id(runner), None)
+
+
+class _Turn(native_local):  # type: ignore[misc]
+    """When this OS thread last gave way to others: by the clock, and by its own time."""
+
+    looked_at = 0.0
+    used = 0.0
+
+
+_turn = _Turn()
+
+
+def give_way() -> None:
+    """Let other native threads run, if this one has been busy for `TURN` since they could."""
+    now = monotonic()
+    if now - _turn.looked_at < TURN:
+        return
+    _turn.looked_at = now
+    used = thread_time()
+    if used - _turn.used >= TURN:
+        _turn.used = used
+        if len(sys._current_frames()) > 1:
+            native_sleep(PAUSE)
 
 
 def note_running(loop: EventLoop) -> None:

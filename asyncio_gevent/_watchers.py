@@ -384,6 +384,14 @@ class ChildWatcher:
             ) from error
         watcher.start(lambda *_: self._ended(_exit_code(watcher.rstatus)))
         self._watchers.append(watcher)
+        # gevent's first child watcher sets the handler of SIGCHLD, and of a child that has ended
+        # before that, nobody would ever hear.
+        try:
+            pid, status = os_waitpid(self._pid, os.WNOHANG)
+        except ChildProcessError:
+            return  # the hub has reaped it, and knows
+        if pid:
+            hub.loop.run_callback(self._ended, _exit_code(status))
 
     def _watch_in_main_hub(self) -> None:
         # ref=False: it is no reason for that hub to go on.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support import PATCHED, run_script
+from support import run_script
 
 CASES = [
     "before_any_loop", "after_a_loop", "beside_a_loop", "in_a_coroutine", "returns_in_a_coroutine",
@@ -16,6 +16,4 @@ CASES = [
 def test_fork(case: str, how: str) -> None:
     if case == "from_multiprocessing" and how != "os.fork":
         pytest.skip("multiprocessing forks as it likes")
-    if case == "in_a_coroutine" and (PATCHED or how == "gevent.os.fork"):
-        pytest.skip("known problem: on a busy machine the parent's gevent.os.waitpid() may hang")
     run_script("fork", case, how).check("ok")

@@ -19,7 +19,7 @@ import gevent.server
 import gevent.socket
 import gevent.subprocess
 import pytest
-from support import PATCHED, PLACES, os_close, until
+from support import PATCHED, PLACES, os_close, run_script, until
 
 import asyncio_gevent
 
@@ -312,6 +312,10 @@ def test_in_debug_mode(kind: Any) -> None:
         await kind()
 
     asyncio_gevent.run(main(), debug=True)
+
+
+def test_a_child_that_has_ended_before_it_is_watched() -> None:
+    run_script("no_pidfd").check("3\n3\n3")
 
 
 def test_all_kinds_at_the_same_time() -> None:

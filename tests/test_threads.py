@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import gevent
@@ -219,6 +220,24 @@ def test_calls_from_a_thread_while_the_loop_stops_and_closes() -> None:
         loop.run_until_complete(until(lambda: count > 10))
         loop.close()
         assert thread.join() == "Event loop is closed"
+
+
+def test_a_busy_loop_leaves_the_interpreter_to_other_threads() -> None:
+    """A thread that needs the GIL gets it within some of CPython's switch intervals (5 ms)."""
+    turns = 0
+
+    def work() -> None:
+        nonlocal turns
+        while turns < 50:
+            native_sleep(0)
+            turns += 1
+
+    thread = NativeThread(work)
+    started = time.thread_time()  # not the clock: other processes may keep both from running
+    asyncio_gevent.run(until(lambda: turns == 50))
+    seconds_a_turn = (time.thread_time() - started) / 50
+    thread.join()
+    assert seconds_a_turn < 0.025  # it was 0.15 when the hub's polls were the only chance
 
 
 def test_stop_from_a_native_thread() -> None:
