@@ -66,6 +66,15 @@ _FINISHED = object()
 _COUNTDOWN = range(MAX_PASSES - 1, -1, -1)
 
 
+def _is_own_work(frame: Any) -> bool:
+    # Whether the innermost frame of a runner belongs to the event loop, not to what it runs.
+    while frame is not None:
+        if not frame.f_globals.get("__name__", "").startswith("asyncio_gevent."):
+            return False
+        frame = frame.f_back
+    return True
+
+
 class Handle(asyncio.Handle):
     """``asyncio.Handle``, made with fewer steps; not for debug mode, which wants a traceback."""
 
@@ -188,7 +197,9 @@ class EventLoop(StepsEventLoop):
             return None
 
         def interrupt(signum: int, frame: Any) -> None:
-            if getcurrent() is not hub:
+            # In a runner it is raised in the code of the handle, as always. Between two handles
+            # it would be lost in ours, and with it the handle: its task would never go on.
+            if not (getcurrent() is hub or _is_own_work(frame)):
                 signal.default_int_handler(signum, frame)
             self._failure = KeyboardInterrupt()
             self._write_to_self()

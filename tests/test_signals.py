@@ -212,6 +212,37 @@ def test_ctrl_c_in_the_code_of_a_step_that_then_blocks(resumed: bool) -> None:
     assert seen == ["cancelled", "cleaned up"]
 
 
+@pytest.mark.parametrize("interrupted", ["the callback", "the loop"])
+def test_ctrl_c_loses_no_handle(interrupted: str) -> None:
+    """Raised in the loop's own code between two handles, it would be lost with one of them."""
+    loop = EventLoop()
+    seen: list[str] = []
+
+    def callback() -> None:
+        frame = sys._getframe()
+        if interrupted == "the loop":
+            while "asyncio_gevent" not in frame.f_globals["__name__"]:
+                frame = frame.f_back  # type: ignore[assignment]
+        handler: Any = signal.getsignal(signal.SIGINT)
+        handler(signal.SIGINT, frame)
+        seen.append("goes on")
+
+    async def main() -> None:
+        loop.call_soon(callback)
+        await asyncio.sleep(0)
+        seen.append("stepped")
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(main())
+    if interrupted == "the loop":
+        assert seen == ["goes on", "stepped"]
+    else:
+        assert seen == []
+        loop.run_until_complete(asyncio.sleep(0))  # the handles that were ready are still there
+        assert seen == ["stepped"]
+    loop.close()
+
+
 # --- Ctrl-C, in a fresh process -------------------------------------------------------------------
 
 
