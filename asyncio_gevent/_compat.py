@@ -14,8 +14,10 @@ from asyncio import unix_events as _unix_events
 from collections.abc import Callable
 from typing import Any
 
+import gevent
 import gevent._hub_local
 import gevent.os
+import gevent.timeout
 
 __all__ = [
     "DEBUG_STACK_DEPTH",
@@ -41,17 +43,19 @@ __all__ = [
     "format_handle",
     "get_hub_if_exists",
     "get_running_loop",
-    "has_active_watchers",
     "has_deferred_closes",
+    "is_closed_timeout",
     "leave_task",
     "pool_is_full",
-    "set_running_loop",
+    "running_loop_in_python",
     "unix_events",
 ]
 
 # --- asyncio: who runs in this thread -----------------------------------------------------------
 
-# Looked up at each call, as asyncio does: there are tests, and libraries, that replace them.
+# Looked up at each call, as asyncio does: there are tests, and libraries, that replace them. On
+# hot paths `events._get_running_loop()` and `events._set_running_loop()`, which are in `__all__`
+# there, are called without a wrapper.
 
 
 def get_running_loop() -> Any:
@@ -59,10 +63,8 @@ def get_running_loop() -> Any:
     return events._get_running_loop()
 
 
-def set_running_loop(loop: Any) -> None:
-    """Set the running loop of the OS thread."""
-    events._set_running_loop(loop)
-
+#: What ``events._get_running_loop`` is where asyncio does without its C part.
+running_loop_in_python: Any = events._py__get_running_loop  # type: ignore[attr-defined]
 
 # Up to 3.13 the current task is kept per loop, from 3.14 on per thread, and the last two raise
 # there unless the loop is the running one: set the loop, then enter; leave, then clear the loop.
@@ -162,16 +164,18 @@ _deferred_closes: dict[int, Any] = getattr(gevent.os, "_closing_fd_to_event", {}
 has_deferred_closes: Callable[[], int] = _deferred_closes.__len__
 
 
+# gevent/timeout.py: what a ``Timeout`` has for a timer once it is closed.
+_no_timer = gevent.timeout._FakeTimer
+
+
 def pool_is_full(pool: Any) -> bool:
     """Whether ``spawn()`` of this ``gevent.threadpool.ThreadPool`` would block now."""
     return bool(pool._available_worker_threads_greenlet_sem.locked())
 
 
-def has_active_watchers(hub: Any) -> bool:
-    """Whether anything referenced is active in this hub, that is whether somebody waits in it."""
-    if hasattr(hub.loop, "debug"):  # libuv, whose `activecnt` is always 0
-        return any(state.active and state.ref for state in hub.loop.debug())
-    return bool(hub.loop.activecnt)
+def is_closed_timeout(error: BaseException) -> bool:
+    """Whether this is a ``gevent.Timeout`` whose ``with`` block or function has ended."""
+    return isinstance(error, gevent.Timeout) and error.timer is _no_timer
 
 
 #: The hub of this OS thread, or None; does not make one.

@@ -20,7 +20,7 @@ import contextvars
 import heapq
 import signal
 import sys
-from asyncio import TimerHandle, events
+from asyncio import events
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +31,17 @@ from gevent.hub import MAIN_THREAD_IDENT, get_hub
 from greenlet import GreenletExit, getcurrent
 
 from asyncio_gevent import _compat
-from asyncio_gevent._compat import get_hub_if_exists, get_running_loop, set_running_loop
+from asyncio_gevent._compat import (
+    get_hub_if_exists,
+    has_deferred_closes,
+    running_loop_in_python,
+)
+from asyncio_gevent._handles import Handle, TimerHandle
 from asyncio_gevent._originals import get_ident
 from asyncio_gevent._runners import PARKED, Runner, check_tracer, find_owner
 from asyncio_gevent._steps import StepsEventLoop, getrefcount
 from asyncio_gevent._tasks import Task
-from asyncio_gevent._threads import alias, current_thread, give_way, note_running, unalias
+from asyncio_gevent._threads import alias, current_thread, give_way, make_hub, note_running, unalias
 from asyncio_gevent._watchers import ChildWatcher, IOHandle, close, file_of, wake_on_signals
 from asyncio_gevent.exceptions import BlockingCallError
 
@@ -75,29 +80,8 @@ def _is_own_work(frame: Any) -> bool:
     return True
 
 
-class Handle(asyncio.Handle):
-    """``asyncio.Handle``, made with fewer steps; not for debug mode, which wants a traceback."""
-
-    __slots__ = ()
-
-    def __init__(
-        self,
-        callback: Callable[..., Any],
-        args: tuple[Any, ...],
-        loop: Any,
-        context: contextvars.Context | None = None,
-    ) -> None:
-        self._context = contextvars.copy_context() if context is None else context
-        self._loop = loop
-        self._callback = callback
-        self._args = args
-        self._cancelled = False
-        self._repr = None
-        self._source_traceback = None
-
-
 #: The handles that a batch runs itself. Others, of later Pythons say, have a `_run` of their own.
-_OWN_KINDS = frozenset((Handle, IOHandle, TimerHandle))
+_OWN_KINDS = frozenset((Handle, IOHandle, TimerHandle, asyncio.TimerHandle))
 
 
 class EventLoop(StepsEventLoop):
@@ -124,7 +108,6 @@ class EventLoop(StepsEventLoop):
 
     def __init__(self, *, suspend: bool = True) -> None:
         self._hub: Any = None
-        self._own_hub: Any = None
         self._batch_ends = 0.0
         self._hub_loop: Any = None
         self._run_callback: Any = None
@@ -157,9 +140,7 @@ class EventLoop(StepsEventLoop):
         """
         self._check_closed()
         self._check_running()
-        if get_hub_if_exists() is None and get_ident() != MAIN_THREAD_IDENT:
-            self._own_hub = get_hub()
-        hub = get_hub()
+        hub = get_hub_if_exists() or make_hub()
         if getcurrent() is hub:
             raise BlockingCallError(
                 "an event loop cannot be run in the hub, which all greenlets wait for: use "
@@ -243,7 +224,6 @@ class EventLoop(StepsEventLoop):
         self._batch = None
         self._stopped = False
         self._failure = None
-        self._outer_hooks = sys.get_asyncgen_hooks()
         self._outer_depth = sys.get_coroutine_origin_tracking_depth()
         self._set_coroutine_origin_tracking(self._debug)
         self._attach()
@@ -380,6 +360,19 @@ class EventLoop(StepsEventLoop):
             except BaseException as error:
                 # KeyboardInterrupt in code of ours, in the hub or in the runner.
                 self._failure = error
+            if (
+                runner is self._primary
+                and runner.state is PARKED
+                and not self._stopping
+                and self._failure is None
+            ):
+                # What `_settle` does with almost every batch.
+                runner.loop = runner.handle = self._batch = None
+                if self._ready:
+                    self._poll_first()
+                else:
+                    self._rest()
+                return
             again = self._settle(runner)
 
     def _settle(self, runner: Runner) -> bool:
@@ -387,6 +380,7 @@ class EventLoop(StepsEventLoop):
         # True if another batch should follow at once.
         parked = runner.state is PARKED
         if runner.dead:
+            unalias(runner)
             self._suspended.discard(runner)
             self._claimed.discard(runner)
             if runner is self._primary:
@@ -395,12 +389,13 @@ class EventLoop(StepsEventLoop):
             if runner.resumed and self._batch is not runner:
                 self._claim(runner, runner.handle)
             runner.loop = runner.handle = None
-            if self._thread is None:
+            if self._thread_id is None:
                 unalias(runner)
-            if self._closed or (runner.claim is None and runner is not self._primary):
-                self._put_away(runner)
-            elif runner.claim is not None:
-                self._suspects.append(runner)
+            if runner is not self._primary or self._closed:
+                if self._closed or runner.claim is None:
+                    self._put_away(runner)
+                else:
+                    self._suspects.append(runner)
         if self._batch is not runner:
             self._settle_resumed(runner, parked)
             return False
@@ -411,14 +406,20 @@ class EventLoop(StepsEventLoop):
             self._rest()
         elif parked and (runner.claim or self._next) and monotonic() < self._batch_ends:
             return True
-        elif not self._polling:
+        else:
             # Also if the runner is suspended: a wait of no time at all, as in select.select(...,
             # 0), is over by then, and has let no other task in. There is sync code in coroutines
             # that relies on that (httpcore asks so whether its idle connections are readable).
-            self._polling = True
-            self._check_fresh()
-            self._poll_timer.start(self._on_polled)
+            self._poll_first()
         return False
+
+    def _poll_first(self) -> None:
+        # There is more to do, after the hub's next poll.
+        if not self._polling:
+            self._polling = True
+            if self._fresh:
+                self._check_fresh()
+            self._poll_timer.start(self._on_polled)
 
     def _settle_resumed(self, runner: Runner, parked: bool) -> None:
         # The step was suspended, and batches are the business of other runners.
@@ -443,12 +444,13 @@ class EventLoop(StepsEventLoop):
                 when = self._scheduled[0]._when
                 if self._timer is None or when < self._timer_when:
                     self._start_timer(when)
-        self._poll_for_deferred_closes()
+        if has_deferred_closes():
+            self._poll_for_deferred_closes()
 
     def _poll_for_deferred_closes(self) -> None:
         # The patched os.close() closes after the next poll and does not end it: without a poll
         # that ends at once, whoever waits for the end of that pipe waits for ever.
-        if _compat.has_deferred_closes() and self._poll_timer is not None and not self._polling:
+        if has_deferred_closes() and self._poll_timer is not None and not self._polling:
             self._poll_timer.start(self._poll_timer.stop)
 
     def _start_timer(self, when: float) -> None:
@@ -473,10 +475,10 @@ class EventLoop(StepsEventLoop):
             # Of the first runner in its first batch: nobody else can have a reference to it.
             self._references = getrefcount(runner) - is_primary
         references = self._references + is_primary
-        if get_running_loop() is not self:
+        if events._get_running_loop is running_loop_in_python:
             # asyncio without its C part keeps it in a threading.local, which is the greenlet's
             # own after patching: what `_enter` has set is the hub's.
-            set_running_loop(self)
+            events._set_running_loop(self)
         if self._scheduled:
             self._drop_cancelled_timers()
         self._io_done = False  # the hub has polled
@@ -501,10 +503,13 @@ class EventLoop(StepsEventLoop):
                     kind = handle.__class__
                     if debug:
                         self._run_in_debug_mode(runner)
-                    elif kind is Handle or kind in _OWN_KINDS:
+                    elif kind is Handle or kind is IOHandle or kind in _OWN_KINDS:
                         # What their `_run` does, without the call.
                         try:
-                            handle._context.run(handle._callback, *handle._args)
+                            if handle._args:
+                                handle._context.run(handle._callback, *handle._args)
+                            else:  # a call that unpacks nothing takes half the time
+                                handle._context.run(handle._callback)
                         except (SystemExit, KeyboardInterrupt):
                             if kind is IOHandle:
                                 handle.returned()
@@ -512,7 +517,10 @@ class EventLoop(StepsEventLoop):
                         except BaseException as error:
                             self._report(handle, error)
                         if kind is IOHandle:
-                            handle.returned()
+                            # What `returned` does, without the call.
+                            handle.queued = False
+                            if handle.held or self._busy_io:
+                                handle.returned()
                     else:
                         handle._run()
                     if runner.resumed:
@@ -537,8 +545,9 @@ class EventLoop(StepsEventLoop):
         except (SystemExit, KeyboardInterrupt) as error:
             self._failure = error
         finally:
-            # An exception keeps this frame, and the handle would keep the task that it is of.
-            handle = None
+            # An exception keeps this frame, and with it the task that the handle is of, and the
+            # runner, which would look claimed.
+            handle = runner = None  # type: ignore[assignment]
 
     def _run_in_debug_mode(self, runner: Runner) -> None:
         # The handle is in no local variable: an exception keeps the frames it went through, and
@@ -637,20 +646,48 @@ class EventLoop(StepsEventLoop):
         callback: Callable[..., Any],
         *args: Any,
         context: contextvars.Context | None = None,
-    ) -> TimerHandle:
+    ) -> asyncio.TimerHandle:
         """Call ``callback(*args)`` when ``time()``, in seconds, has reached ``when``.
 
         From any greenlet of the OS thread that runs the event loop. Does not block.
         """
         if when is None:
             raise TypeError("when cannot be None")
-        self._check_closed()
+        return self._call_at(when, callback, args, context)
+
+    def call_later(  # type: ignore[override]
+        self,
+        delay: float,
+        callback: Callable[..., Any],
+        *args: Any,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """Call ``callback(*args)`` in ``delay`` seconds.
+
+        From any greenlet of the OS thread that runs the event loop. Does not block.
+        """
+        if delay is None:
+            raise TypeError("delay must not be None")
+        return self._call_at(self.time() + delay, callback, args, context)
+
+    def _call_at(
+        self,
+        when: float,
+        callback: Callable[..., Any],
+        args: tuple[Any, ...],
+        context: contextvars.Context | None,
+    ) -> asyncio.TimerHandle:
+        if self._closed:
+            self._check_closed()
+        timer: Any
         if self._debug:
             self._check_thread()
             self._check_callback(callback, "call_at")
-        timer: Any = TimerHandle(when, callback, args, self, context)
-        if timer._source_traceback:
-            del timer._source_traceback[-1]
+            timer = asyncio.TimerHandle(when, callback, args, self, context)
+            if timer._source_traceback:
+                del timer._source_traceback[-2:]  # this function, and the one that called it
+        else:
+            timer = TimerHandle(when, callback, args, self, context)
         heapq.heappush(self._scheduled, timer)
         timer._scheduled = True
         if not self._awake and self._scheduled[0] is timer:
@@ -679,7 +716,7 @@ class EventLoop(StepsEventLoop):
 
     def _set_coroutine_origin_tracking(self, enabled: bool) -> None:
         self._coroutine_origin_tracking_enabled = bool(enabled)
-        if get_running_loop() is self:
+        if events._get_running_loop() is self:
             sys.set_coroutine_origin_tracking_depth(
                 _compat.DEBUG_STACK_DEPTH if enabled else self._outer_depth
             )
@@ -728,17 +765,3 @@ class EventLoop(StepsEventLoop):
         super().close()
         self._retire_runners()
         self._hub = self._hub_loop = self._run_callback = None
-        self._destroy_own_hub()
-
-    def _destroy_own_hub(self) -> None:
-        # A native thread's hub has descriptors, which nobody takes back when the thread ends. If
-        # it was made for this event loop, and nothing else waits in it, it goes with it.
-        hub, self._own_hub = self._own_hub, None
-        if (
-            hub is not None
-            and hub is get_hub_if_exists()
-            and getcurrent() is not hub
-            and hub.loop is not None
-            and not _compat.has_active_watchers(hub)
-        ):
-            hub.destroy(destroy_loop=True)

@@ -15,6 +15,7 @@ import asyncio
 import functools
 import sys
 import weakref
+from asyncio import events
 from typing import TYPE_CHECKING, Any
 
 from gevent.event import Event
@@ -22,7 +23,7 @@ from gevent.hub import get_hub
 from greenlet import getcurrent
 
 from asyncio_gevent import _compat
-from asyncio_gevent._compat import get_hub_if_exists, get_running_loop, set_running_loop
+from asyncio_gevent._compat import get_hub_if_exists
 from asyncio_gevent._loop_io import IOEventLoop
 from asyncio_gevent._runners import LIVE, PARKED, Runner, note_stray
 from asyncio_gevent._tasks import Task, shadow_cancel, unshadow_cancel
@@ -37,6 +38,7 @@ __all__ = ["MAX_PARKED", "StepsEventLoop", "getrefcount"]
 #: 0.7; what it costs to keep one is its stack, about 10 KiB.
 MAX_PARKED = 64
 
+_get_asyncgen_hooks = sys.get_asyncgen_hooks
 _set_asyncgen_hooks = sys.set_asyncgen_hooks
 getrefcount = sys.getrefcount
 
@@ -73,7 +75,6 @@ class StepsEventLoop(IOEventLoop):
         self._suspects: list[Runner] = []
         self._next: Runner | None = None
         self._cancels: set[Any] = set()
-        self._outer_hooks: tuple[Any, Any] = (None, None)
         self._outer_depth = 0
         super().__init__()
         # Bound once: they are set at every edge.
@@ -82,14 +83,16 @@ class StepsEventLoop(IOEventLoop):
     # --- the edge ---------------------------------------------------------------------------
 
     def _enter(self, runner: Runner) -> Any:
-        outer = get_running_loop()
+        # Of whoever runs the hub: none, or those of an event loop of another make that waits in it.
+        outer = events._get_running_loop(), _get_asyncgen_hooks()
         if self._frozen:
             # In a forked child no event loop runs, and the step that forked may run a new one.
             self._forget_suspended(runner)
             return outer
-        set_running_loop(self)
+        events._set_running_loop(self)
         _set_asyncgen_hooks(*self._hooks)
         if self._coroutine_origin_tracking_enabled:
+            self._outer_depth = sys.get_coroutine_origin_tracking_depth()
             sys.set_coroutine_origin_tracking_depth(_compat.DEBUG_STACK_DEPTH)
         if runner.resumed:
             self._forget_suspended(runner)
@@ -103,9 +106,9 @@ class StepsEventLoop(IOEventLoop):
                 return
             if self._coroutine_origin_tracking_enabled:
                 sys.set_coroutine_origin_tracking_depth(self._outer_depth)
-            _set_asyncgen_hooks(*self._outer_hooks)
+            _set_asyncgen_hooks(*outer[1])
         finally:
-            set_running_loop(outer)
+            events._set_running_loop(outer[0])
 
     def _note_suspended(self, runner: Runner) -> None:
         if runner.dead:
@@ -259,7 +262,7 @@ class StepsEventLoop(IOEventLoop):
         special = self._special
         claimed = special.get(id(getattr(handle._callback, "__self__", None)))
         if claimed is not None and claimed.state is not PARKED:
-            claimed = None if claimed is not runner else runner  # no step of the task, then
+            claimed = runner if claimed is runner else None  # it is no step of the task, then
         if claimed is not runner and (claimed is not None or runner.claim is not None):
             self._ready.appendleft(handle)
             self._next = claimed
@@ -293,8 +296,12 @@ class StepsEventLoop(IOEventLoop):
             task._cancel_instead(msg)
 
     def _throw_into_awaiting(self, task: Any, error: BaseException) -> None:
-        """Let the ``await`` of a task raise this exception."""
-        if task.done() or self._closed:
+        """Let what a task waits for, an ``await`` or by now a blocking call, raise this."""
+        if task.done() or self._closed or _compat.is_closed_timeout(error):
+            return
+        runner = self._suspended_tasks.get(task)
+        if runner is not None:
+            runner.parent.loop.run_callback(self._throw_into_suspended, runner, task, error)
             return
         waiter = task._fut_waiter
         for callback, context in (waiter is not None and waiter._callbacks) or ():
@@ -307,6 +314,12 @@ class StepsEventLoop(IOEventLoop):
                 return
         # Its next step is on the way: let it await something first.
         self.call_soon(self._throw_into_awaiting, task, error)
+
+    def _throw_into_suspended(self, runner: Runner, task: Any, error: BaseException) -> None:
+        if self._suspended_tasks.get(task) is runner:
+            runner.throw_into_step(error)
+        else:
+            self._throw_into_awaiting(task, error)
 
     def _kill_suspended(self) -> None:
         hub = self._hub

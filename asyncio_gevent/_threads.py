@@ -7,6 +7,13 @@ answers with the ``Thread`` of the greenlet that runs the event loop.
 After ``os.fork()`` the child has a copy of every greenlet, and of the hub, which would go on
 with the parent's tasks, on the parent's sockets. So there the event loops stand still, but for
 the one whose own step forked and then returned: that child goes on with the event loop.
+
+A native thread that runs an event loop gets a hub, which ends with the thread.
+
+A busy event loop gives the GIL up when the hub polls, for a moment and often. That is worse for
+other native threads than never: who waits for the GIL asks for it after 5 ms without a change of
+hands (Python/ceval_gil.c, take_gil), and each such moment starts these anew, while it is over
+before a waiting thread is awake. So a thread that is busy gives way for a longer moment at times.
 """
 
 from __future__ import annotations
@@ -18,15 +25,17 @@ from time import monotonic, thread_time
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
+from gevent.hub import MAIN_THREAD_IDENT, get_hub
+
 from asyncio_gevent._compat import active_threads, get_hub_if_exists
-from asyncio_gevent._originals import is_module_patched, native_local, native_sleep
+from asyncio_gevent._originals import get_ident, is_module_patched, native_local, native_sleep
 from asyncio_gevent._watchers import wake_on_signals
 
 if TYPE_CHECKING:
     from asyncio_gevent._event_loop import EventLoop
     from asyncio_gevent._runners import Runner
 
-__all__ = ["alias", "current_thread", "give_way", "note_running", "unalias"]
+__all__ = ["alias", "current_thread", "give_way", "make_hub", "note_running", "unalias"]
 
 #: Seconds of processor time after which a busy thread gives way: the interpreter's own interval,
 #: ``sys.getswitchinterval()`` if nobody has changed it.
@@ -85,6 +94,35 @@ def give_way() -> None:
         _turn.used = used
         if len(sys._current_frames()) > 1:
             native_sleep(PAUSE)
+
+
+class _HubOfThread:
+    """Destroys the hub of a native thread when the thread ends, with its descriptors.
+
+    Not before: greenlets of the thread may wait in the hub, also when no event loop runs. The
+    reference in a ``threading.local`` of the thread is dropped as the last thing it does, in
+    that thread, where greenlets can still be switched to (CPython, PyThreadState_Clear).
+    """
+
+    def __init__(self, hub: Any) -> None:
+        self._hub = hub
+        self._thread = get_ident()
+
+    def __del__(self) -> None:
+        # In a forked child it is another thread that forgets those that are not there any more.
+        if self._hub.loop is not None and self._thread == get_ident():
+            self._hub.destroy(destroy_loop=True)
+
+
+_of_thread = native_local()
+
+
+def make_hub() -> Any:
+    """Make a hub for this OS thread, which has none, and which it lasts no longer than."""
+    hub = get_hub()
+    if get_ident() != MAIN_THREAD_IDENT:
+        _of_thread.hub = _HubOfThread(hub)
+    return hub
 
 
 def note_running(loop: EventLoop) -> None:

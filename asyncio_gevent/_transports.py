@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent.socket
 from gevent.hub import get_hub
@@ -18,6 +18,9 @@ from asyncio_gevent import _compat
 from asyncio_gevent._originals import is_module_patched, native_popen
 from asyncio_gevent._runners import Runner
 from asyncio_gevent._watchers import ChildWatcher, close
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["DatagramTransport", "ReadPipeTransport", "SocketTransport", "SubprocessTransport"]
 
@@ -36,6 +39,10 @@ class SocketTransport(_compat.SelectorSocketTransport):  # type: ignore[misc]
 
     The short ways do what the standard library's methods do, with fewer calls: reading for a
     protocol that is not buffered, and a write that the socket takes as a whole.
+
+    Attributes:
+        _calling: the protocol is being told of something that was read; it may be suspended.
+        _lost: with what the connection was lost meanwhile, or None.
     """
 
     max_size = READ_SIZE
@@ -49,8 +56,8 @@ class SocketTransport(_compat.SelectorSocketTransport):  # type: ignore[misc]
         extra: Any = None,
         server: Any = None,
     ) -> None:
-        self._receiving = False
-        self._lost: list[BaseException | None] = []
+        self._calling = False
+        self._lost: tuple[BaseException | None] | None = None
         methods = _socket_methods(sock)
         self._recv = methods.recv
         self._send = methods.send
@@ -62,31 +69,8 @@ class SocketTransport(_compat.SelectorSocketTransport):  # type: ignore[misc]
         self._is_buffered = isinstance(protocol, asyncio.BufferedProtocol)
 
     def _read_ready(self) -> None:
-        self._receiving = True
-        try:
-            self._receive()
-        finally:
-            self._receiving = False
-            if self._lost:
-                super()._call_connection_lost(self._lost.pop())
-
-    def _call_connection_lost(self, exc: BaseException | None) -> None:
-        # While data_received() is suspended, the connection may be lost. The protocol hears of it
-        # afterwards, as always.
-        if self._receiving:
-            self._lost.append(exc)
-        else:
-            super()._call_connection_lost(exc)
-
-    def write_eof(self) -> None:
-        """Send what is written, and then the end of the stream."""
-        if self._loop is not None:
-            self._loop._io_done = True
-        super().write_eof()
-
-    def _receive(self) -> None:
         if self._is_buffered:
-            super()._read_ready()
+            self._call_protocol(super()._read_ready)
             return
         if self._conn_lost:
             return
@@ -100,14 +84,48 @@ class SocketTransport(_compat.SelectorSocketTransport):  # type: ignore[misc]
             self._fatal_error(error, "Fatal read error on socket transport")
             return
         if not data:
-            self._read_ready__on_eof()
+            self._call_protocol(self._read_ready__on_eof)
             return
+        # What `_call_protocol` does, without the call.
+        self._calling = True
         try:
             self._protocol.data_received(data)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:
             self._fatal_error(error, "Fatal error: protocol.data_received() call failed.")
+        finally:
+            self._calling = False
+            if self._lost is not None:
+                self._report_lost()
+
+    def _call_protocol(self, call: Callable[[], None]) -> None:
+        self._calling = True
+        try:
+            call()
+        finally:
+            self._calling = False
+            if self._lost is not None:
+                self._report_lost()
+
+    def _report_lost(self) -> None:
+        assert self._lost is not None
+        (exc,), self._lost = self._lost, None
+        super()._call_connection_lost(exc)
+
+    def _call_connection_lost(self, exc: BaseException | None) -> None:
+        # While data_received() is suspended, the connection may be lost. The protocol hears of it
+        # afterwards, as always.
+        if self._calling:
+            self._lost = (exc,)
+        else:
+            super()._call_connection_lost(exc)
+
+    def write_eof(self) -> None:
+        """Send what is written, and then the end of the stream."""
+        if self._loop is not None:
+            self._loop._io_done = True
+        super().write_eof()
 
     def write(self, data: Any) -> None:
         """Send the data, at once where the socket takes it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
+import time
 import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -27,6 +28,7 @@ from support import (
     Sleep,
     Socket,
     blocker,
+    native_sleep,
     until,
 )
 from test_suspension import NOBODY, await_only, identity, in_raw_greenlet
@@ -973,5 +975,48 @@ def test_a_cancelled_call_takes_nothing_with_it(kind: type[Blocker]) -> None:
             call.release()
             call.block()
             await asyncio.sleep(UNIT / 10)
+
+    asyncio_gevent.run(main())
+
+
+def test_a_gevent_timeout_finds_a_step_that_has_just_begun_to_block() -> None:
+    """It expires while the task's wake-up is queued, and the next step blocks at once."""
+    seconds = 0.0
+
+    async def main() -> None:
+        nonlocal seconds
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        timeout = gevent.Timeout(UNIT)
+
+        def wake() -> None:
+            native_sleep(2 * UNIT)
+            future.set_result(None)
+
+        started = time.thread_time()
+        with pytest.raises(gevent.Timeout), timeout:
+            loop.call_soon(wake)
+            await future
+            gevent.event.Event().wait()
+        seconds = time.thread_time() - started
+
+    asyncio_gevent.run(main())
+    assert seconds < 0.5  # it waits
+
+
+def test_a_gevent_timeout_that_was_closed_reaches_nobody() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+
+        def wake() -> None:
+            native_sleep(2 * UNIT)
+            future.set_result(None)
+
+        with gevent.Timeout(UNIT):
+            loop.call_soon(wake)
+            await future
+        gevent.sleep(UNIT)
+        await asyncio.sleep(UNIT)
 
     asyncio_gevent.run(main())

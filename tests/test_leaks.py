@@ -11,6 +11,7 @@ from typing import Any
 
 import gevent
 import gevent.event
+import greenlet
 import pytest
 from support import run_script, until
 from test_suspension import in_raw_greenlet
@@ -136,6 +137,25 @@ def test_runners_of_a_loop_end_with_it() -> None:
 
 def _living() -> set[int]:
     return {id(each) for each in gc.get_objects() if isinstance(each, Runner) and not each.dead}
+
+
+def test_exceptions_that_are_kept_keep_no_runner() -> None:
+    """Their tracebacks end in the frame of the batch."""
+    loop = EventLoop()
+    kept: list[Any] = []
+    greenlets = set()
+    loop.set_exception_handler(lambda loop, context: kept.append(context["exception"]))
+
+    async def main() -> None:
+        for number in range(10):
+            loop.call_soon(lambda: 1 / 0)
+            await asyncio.sleep(0.001)  # a callback that is no task's, and a batch of its own
+            assert len(kept) == number + 1
+            greenlets.add(id(greenlet.getcurrent()))
+
+    loop.run_until_complete(main())
+    loop.close()
+    assert len(greenlets) == 1
 
 
 def test_an_unclosed_loop_warns_and_leaves_nothing() -> None:

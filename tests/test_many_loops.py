@@ -268,3 +268,38 @@ def test_a_timer_of_one_loop_is_not_late_for_the_work_of_others() -> None:
     gevent.joinall([running, *others], raise_error=True)
     # Far above what it takes, far below what a starved loop would show.
     assert sorted(delays)[2] < UNIT * 5
+
+
+@pytest.mark.skipif(not PATCHED, reason="asyncio's own loop waits in the hub only after patching")
+def test_asyncio_s_own_loop_beside_keeps_its_hooks() -> None:
+    """One that begins to run while ours rests."""
+    seen = []
+
+    async def generate() -> Any:
+        try:
+            yield 1
+        finally:
+            seen.append("closed")
+
+    async def own() -> None:
+        generator = generate()
+        await asyncio.sleep(UNIT)  # ours has its turns
+        await generator.__anext__()
+        generators.append(generator)
+
+    generators: list[Any] = []
+    event = gevent.event.Event()
+
+    async def ours() -> None:
+        while not event.is_set():
+            await asyncio.sleep(UNIT / 10)
+
+    running = gevent.spawn(asyncio_gevent.run, ours())
+    gevent.sleep(UNIT)
+    loop = asyncio.SelectorEventLoop()
+    loop.run_until_complete(own())
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
+    event.set()
+    running.get()
+    assert seen == ["closed"]

@@ -81,6 +81,51 @@ def test_run_here_and_closed_there() -> None:
     assert loop.is_closed()
 
 
+@pytest.mark.parametrize("closed", ["there", "here"])
+def test_descriptors_of_a_native_thread_end_with_it(closed: str) -> None:
+    """Its hub was made for the loop, and nobody else destroys it."""
+
+    def run() -> None:
+        loop = EventLoop()
+        loops.append(loop)
+        loop.run_until_complete(asyncio.sleep(0))
+        if closed == "there":
+            loop.close()
+
+    def in_thread_without_help() -> None:
+        ended = gevent.event.Event()
+        watcher = gevent.get_hub().loop.async_()
+        watcher.start(ended.set)
+        start_native_thread(lambda: (run(), watcher.send()), ())
+        ended.wait()
+        watcher.stop()
+        watcher.close()
+
+    loops: list[EventLoop] = []
+    for _ in range(5):
+        in_thread_without_help()
+    if closed == "here":
+        for loop in loops:
+            loop.close()
+    # conftest.py looks at the descriptors
+
+
+def test_greenlets_of_a_native_thread_outlive_its_loop() -> None:
+    def run() -> str:
+        event = gevent.event.Event()
+
+        async def main() -> gevent.Greenlet:
+            greenlet = gevent.spawn(lambda: event.wait() and "woken")
+            await asyncio.sleep(0)
+            return greenlet
+
+        greenlet = asyncio_gevent.run(main())
+        event.set()
+        return str(greenlet.get())
+
+    assert in_native_thread(run) == "woken"
+
+
 def test_several_native_threads_with_a_loop_each() -> None:
     threads = [NativeThread(lambda: asyncio_gevent.run(_everything())) for _ in range(5)]
     assert asyncio_gevent.run(_everything()) == "everything"
