@@ -20,6 +20,7 @@ import contextvars
 import heapq
 import signal
 import sys
+import weakref
 from asyncio import events
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -379,10 +380,17 @@ class EventLoop(StepsEventLoop):
         # In the hub, which is not running anybody's code now, or in a tracer: must not switch.
         # True if another batch should follow at once.
         parked = runner.state is PARKED
+        if runner.deferred and (parked or runner.dead):
+            self._ready.extendleft(reversed(runner.deferred))
+            runner.deferred.clear()
+            if not self._awake:
+                self._wake()
         if runner.dead:
             unalias(runner)
             self._suspended.discard(runner)
             self._claimed.discard(runner)
+            for key in runner.claims:
+                self._special.pop(key, None)
             if runner is self._primary:
                 self._primary = None
         elif parked:
@@ -392,7 +400,7 @@ class EventLoop(StepsEventLoop):
             if self._thread_id is None:
                 unalias(runner)
             if runner is not self._primary or self._closed:
-                if self._closed or runner.claim is None:
+                if self._closed or runner not in self._claimed:
                     self._put_away(runner)
                 else:
                     self._suspects.append(runner)
@@ -404,7 +412,7 @@ class EventLoop(StepsEventLoop):
             self._finish()
         elif not (self._ready or self._stopping):
             self._rest()
-        elif parked and (runner.claim or self._next) and monotonic() < self._batch_ends:
+        elif parked and (runner.claims or self._next) and monotonic() < self._batch_ends:
             return True
         else:
             # Also if the runner is suspended: a wait of no time at all, as in select.select(...,
@@ -497,8 +505,12 @@ class EventLoop(StepsEventLoop):
                     handle = ready.popleft()
                     if handle._cancelled:
                         continue
-                    if special and not self._admit(handle, runner):
-                        return
+                    if special:
+                        admitted = self._admit(handle, runner)
+                        if admitted is None:
+                            continue
+                        if not admitted:
+                            return
                     runner.handle = handle
                     kind = handle.__class__
                     if debug:
@@ -737,8 +749,8 @@ class EventLoop(StepsEventLoop):
             kwargs["name"] = name
         if context is not None:
             kwargs["context"] = context
-        if self._task_factory is not None:
-            return super().create_task(coro, **kwargs)
+        if self._task_factory is not None or "eager_start" in kwargs:
+            return self._create_eager_task(coro, kwargs)
         self._check_closed()
         task: Any = Task(coro, loop=self, **kwargs)
         if task._source_traceback:
@@ -747,6 +759,21 @@ class EventLoop(StepsEventLoop):
             return task  # type: ignore[no-any-return]
         finally:
             del task  # gh-128552: no cycle through the frame of an eager task that failed
+
+    def _create_eager_task(self, coro: Any, kwargs: dict[str, Any]) -> asyncio.Task[Any]:
+        # Or one that may be. See `_claim`: its first step is run by the runner of this step.
+        runner = getcurrent()
+        if not isinstance(runner, Runner):
+            runner = None
+        references = getrefcount(runner)
+        if self._task_factory is not None:
+            task = super().create_task(coro, **kwargs)
+        else:
+            self._check_closed()
+            task = Task(coro, loop=self, **kwargs)
+        if runner is not None and getrefcount(runner) > references and not task.done():
+            runner.eager.append(weakref.ref(task))
+        return task
 
     # --- closing ----------------------------------------------------------------------------
 

@@ -85,7 +85,10 @@ class Runner(greenlet):  # type: ignore[misc]
         task: the task whose step is suspended in it, or None; written by the event loop.
         contexts: ids of the contexts that the suspended step has entered; written by the event
             loop.
-        claim: weak reference to the task that has claimed it, or None; written by the event loop.
+        claims: id to weak reference of each task that has claimed it; written by the event loop.
+        eager: weak references to eager tasks whose first step, in that of another task, has left
+            something with this runner; written by the event loop.
+        deferred: handles that wait until it is parked; written by the event loop.
         closing: `GreenletExit` was thrown into its step, since the event loop is being closed.
         discarded: it ends when it is put away; written by the event loop.
         may_block: exempt from ``suspend=False``.
@@ -95,10 +98,12 @@ class Runner(greenlet):  # type: ignore[misc]
 
     # A greenlet has a dictionary as well, but slots are read and written faster.
     __slots__ = (
-        "claim",
+        "claims",
         "closing",
         "contexts",
+        "deferred",
         "discarded",
+        "eager",
         "handle",
         "loop",
         "may_block",
@@ -114,7 +119,9 @@ class Runner(greenlet):  # type: ignore[misc]
         self.state = PARKED
         self.loop: EventLoop | None = None
         self.resumed = False
-        self.claim: Any = None
+        self.claims: dict[int, Any] = {}
+        self.eager: list[Any] = []
+        self.deferred: list[Any] = []
         self.closing = False
         self.discarded = False
         self.may_block = False
@@ -155,8 +162,9 @@ class Runner(greenlet):  # type: ignore[misc]
             return self._resume(_throw, args, {})
         if self.state is PARKED:
             # A gevent.Timeout that a step has set, say, while the task awaits. What will throw it
-            # refers to this runner, so that the task has claimed it.
-            task = self.claim() if self.claim is not None else None
+            # refers to this runner, so that the task has claimed it; the last one, if eager tasks
+            # have as well.
+            task = [*self.claims.values()][-1]() if self.claims else None
             if task is not None:
                 task.get_loop()._throw_into_awaiting(task, _exception(args))
             return None

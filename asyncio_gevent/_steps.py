@@ -53,7 +53,7 @@ class StepsEventLoop(IOEventLoop):
         _suspended_tasks: the tasks whose step is suspended, with the runner it is suspended in.
         _special: what a batch must look at before it runs a handle: ids of the contexts that
             suspended steps have entered, and ids of the tasks that have claimed a runner.
-        _claimed: the runners that a task has claimed; see `_claim`.
+        _claimed: the runners that tasks have claimed; see `_claim`.
         _suspects: parked runners, out of the pool until it is known whether they are claimed.
         _next: the claimed runner that the next batch is for.
         _cancels: tasks into whose suspended step `CancelledError` is about to be thrown.
@@ -204,17 +204,24 @@ class StepsEventLoop(IOEventLoop):
     # wants the task to await (SQLAlchemy's greenlet_spawn), also in later steps. So these steps
     # must run in that runner, and it must run nothing else meanwhile. There is no hook for the
     # start of a greenlet, but a greenlet refers to its parent: a runner to which somebody refers
-    # after a step is claimed by the task, until nobody does.
+    # after a step is claimed by the task, until nobody does. Eager tasks take their first step in
+    # that of another task, so that several may have claimed the same runner.
 
     def _claim(self, runner: Runner, handle: Any) -> None:
         # After a handle, to be reviewed when the runner is parked.
-        task = getattr(handle._callback, "__self__", None)
-        if runner.claim is not None:
-            return
-        if not asyncio.isfuture(task) or task.done():
-            if not runner.resumed:
-                self._discard(runner)  # somebody keeps it, but no task that it could be kept for
-            return
+        tasks = [task for ref in runner.eager if (task := ref()) is not None]
+        runner.eager.clear()
+        if not runner.claims:
+            task = getattr(handle._callback, "__self__", None)
+            if asyncio.isfuture(task):
+                tasks.append(task)
+        tasks = [task for task in tasks if not task.done()]
+        for task in tasks:
+            self._add_claim(runner, task)
+        if not (runner.claims or runner.resumed):
+            self._discard(runner)  # somebody keeps it, but no task that it could be kept for
+
+    def _add_claim(self, runner: Runner, task: Any) -> None:
         # Weak, all of them: what a parked runner refers to cannot be garbage collected.
         loop, claimed, key = weakref.ref(self), weakref.ref(runner), id(task)
 
@@ -222,9 +229,10 @@ class StepsEventLoop(IOEventLoop):
             self, runner = loop(), claimed()
             if self is not None and runner is not None:
                 self._special.pop(key, None)
+                runner.claims.pop(key, None)
                 self._suspects.append(runner)
 
-        runner.claim = weakref.ref(task, forgotten)
+        runner.claims[key] = weakref.ref(task, forgotten)
         self._special[key] = runner
         self._claimed.add(runner)
         if runner is self._primary:
@@ -234,16 +242,21 @@ class StepsEventLoop(IOEventLoop):
         # In the hub, where nothing but what has claimed a parked runner refers to it.
         suspects, self._suspects = self._suspects, []
         for runner in suspects:
-            if runner.claim is None or runner.state is not PARKED:
+            if runner not in self._claimed or runner.state is not PARKED:
                 continue
-            task = runner.claim()
-            is_held = getrefcount(runner) > _own_references()
-            if is_held and task is not None and not task.done():
+            for key, claim in [*runner.claims.items()]:
+                task = claim()
+                if task is None or task.done():
+                    self._special.pop(key, None)
+                    del runner.claims[key]
+            # One of them is by `_special` for each claim, and for one that is counted in any case.
+            is_held = getrefcount(runner) - len(runner.claims) > _own_references() - 1
+            if is_held and runner.claims:
                 continue
-            runner.claim = None
+            for key in runner.claims:
+                self._special.pop(key, None)
+            runner.claims.clear()
             self._claimed.discard(runner)
-            if task is not None:
-                self._special.pop(id(task), None)
             if is_held:
                 self._discard(runner)
             if self._primary is None and not (is_held or self._closed):
@@ -257,13 +270,19 @@ class StepsEventLoop(IOEventLoop):
         if runner is self._primary:
             self._primary = None
 
-    def _admit(self, handle: Any, runner: Runner) -> bool:
+    def _admit(self, handle: Any, runner: Runner) -> bool | None:
         # Whether this runner may run the handle. If not, the next batch is for the one that may.
+        # None if it has to wait.
         special = self._special
-        claimed = special.get(id(getattr(handle._callback, "__self__", None)))
-        if claimed is not None and claimed.state is not PARKED:
-            claimed = runner if claimed is runner else None  # it is no step of the task, then
-        if claimed is not runner and (claimed is not None or runner.claim is not None):
+        task = getattr(handle._callback, "__self__", None)
+        claimed = special.get(id(task))
+        if claimed is not None and claimed is not runner and claimed.state is not PARKED:
+            if claimed.task is not task and claimed.task is not None:
+                # A step of another task that has claimed the runner is suspended in it.
+                claimed.deferred.append(handle)
+                return None
+            claimed = None  # it is no step of the task, then
+        if claimed is not runner and (claimed is not None or runner.claims):
             self._ready.appendleft(handle)
             self._next = claimed
             return False

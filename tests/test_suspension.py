@@ -952,6 +952,32 @@ def test_many_raw_greenlets_block_at_the_same_time() -> None:
     assert sorted(ended) == sorted([*range(20)] * 3)
 
 
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+@pytest.mark.parametrize("blocks", [False, True])
+def test_raw_greenlets_of_eager_tasks(blocks: bool) -> None:
+    """Their first steps are in that of another task, and so all of them have the same parent."""
+    ended: list[int] = []
+
+    def code(number: int) -> int:
+        me = asyncio.current_task()
+        for _ in range(3):
+            await_only(asyncio.sleep(0))
+            assert asyncio.current_task() is me
+            if blocks:
+                gevent.sleep(0.0001 * (number % 3))
+                assert asyncio.current_task() is me
+        ended.append(number)
+        return number
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        tasks = [asyncio.create_task(in_raw_greenlet(code, number)) for number in range(10)]
+        assert await asyncio.gather(*tasks) == [*range(10)]
+
+    asyncio_gevent.run(main())
+    assert sorted(ended) == [*range(10)]
+
+
 def test_the_tracer_goes_when_no_raw_greenlet_blocks_any_more() -> None:
     release = gevent.event.Event()
 
