@@ -665,30 +665,6 @@ class EventLoop(StepsEventLoop):
         """
         if when is None:
             raise TypeError("when cannot be None")
-        return self._call_at(when, callback, args, context)
-
-    def call_later(  # type: ignore[override]
-        self,
-        delay: float,
-        callback: Callable[..., Any],
-        *args: Any,
-        context: contextvars.Context | None = None,
-    ) -> asyncio.TimerHandle:
-        """Call ``callback(*args)`` in ``delay`` seconds.
-
-        From any greenlet of the OS thread that runs the event loop. Does not block.
-        """
-        if delay is None:
-            raise TypeError("delay must not be None")
-        return self._call_at(self.time() + delay, callback, args, context)
-
-    def _call_at(
-        self,
-        when: float,
-        callback: Callable[..., Any],
-        args: tuple[Any, ...],
-        context: contextvars.Context | None,
-    ) -> asyncio.TimerHandle:
         if self._closed:
             self._check_closed()
         timer: Any
@@ -697,7 +673,7 @@ class EventLoop(StepsEventLoop):
             self._check_callback(callback, "call_at")
             timer = asyncio.TimerHandle(when, callback, args, self, context)
             if timer._source_traceback:
-                del timer._source_traceback[-2:]  # this function, and the one that called it
+                del timer._source_traceback[-1]
         else:
             timer = TimerHandle(when, callback, args, self, context)
         heapq.heappush(self._scheduled, timer)
