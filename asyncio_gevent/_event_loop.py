@@ -39,7 +39,7 @@ from asyncio_gevent._compat import (
 )
 from asyncio_gevent._handles import Handle, TimerHandle
 from asyncio_gevent._originals import get_ident
-from asyncio_gevent._runners import PARKED, Runner, check_tracer, find_owner
+from asyncio_gevent._runners import PARKED, Runner, check_tracer, find_left, find_owner
 from asyncio_gevent._steps import StepsEventLoop, getrefcount
 from asyncio_gevent._tasks import Task
 from asyncio_gevent._threads import alias, current_thread, give_way, make_hub, note_running, unalias
@@ -153,9 +153,15 @@ class EventLoop(StepsEventLoop):
             interrupt = self._catch_sigint(hub)
             # The hub comes back here by `_finish`, or with an exception of the caller's own: a
             # timeout, a kill, KeyboardInterrupt.
-            result = self._waiter.get()
-            if result is not _FINISHED:
-                raise InvalidSwitchError(f"unexpected switch to run_forever(): {result!r}")
+            waiter = self._waiter
+            while (result := waiter.get()) is not _FINISHED:
+                # Not the hub: somebody switches to the greenlet that runs the event loop, for it
+                # to go on with a callback that has switched away (Playwright's sync API does).
+                runner = find_left(self)
+                if runner is not None:
+                    hub.loop.run_callback(runner.switch)
+                elif self._waiter is waiter:
+                    raise InvalidSwitchError(f"unexpected switch to run_forever(): {result!r}")
         finally:
             if interrupt is not None and signal.getsignal(signal.SIGINT) is interrupt:
                 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -43,6 +43,7 @@ __all__ = [
     "Runner",
     "check_tracer",
     "find_blocked",
+    "find_left",
     "find_owner",
     "note_stray",
 ]
@@ -187,14 +188,18 @@ class Runner(greenlet):  # type: ignore[misc]
                 lambda: self.switch(*args, **kwargs) if how is _switch else self.throw(*args)
             )
             return None
+        strays = _strays()
         if self.state is LIVE:
-            _strays().waiting.pop(self, None)
+            strays.waiting.pop(self, None)
+            self.parent.loop.run_callback(strays.remove_if_idle)
         self.state = LIVE
         self.resumed = True
         outer = loop._enter(self)
+        strays.resumed.append(self)
         try:
             return how(self, *args, **kwargs)
         finally:
+            strays.resumed.pop()
             loop._leave(self, outer)
             loop._settle(self)
 
@@ -280,11 +285,13 @@ class _Strays:
     Attributes:
         waiting: the runners of which some other greenlet blocks, and that greenlet if known.
         live: the runner whose state the thread has since the tracer entered it, or None.
+        resumed: the runners that the hub has resumed and that have not come back to it.
     """
 
     def __init__(self) -> None:
         self.waiting: dict[Runner, Any] = {}
         self.live: Runner | None = None
+        self.resumed: list[Runner] = []
         self._outer: Any = None
         self._previous: Any = None
         self._installed = False
@@ -378,6 +385,22 @@ def find_owner(target: Any) -> Runner | None:
         if isinstance(target, Runner):
             return target
         target = target.parent
+    return None
+
+
+def find_left(loop: Any) -> Runner | None:
+    """Return the runner, of this event loop, in which a step has left by a switch of its own.
+
+    To a greenlet that is none of its own: not the hub, and none that it started. If there are
+    several, the last one that did.
+    """
+    strays = _strays()
+    for runner in (*reversed(strays.resumed), loop._batch):
+        if runner is not None and runner.loop is loop and runner.state is LIVE:
+            return runner
+    for runner in reversed(strays.waiting):
+        if runner.loop is loop and find_blocked(runner) is None:
+            return runner
     return None
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import gevent
 import gevent.event
+import gevent.exceptions
 import gevent.queue
 import greenlet
 import pytest
@@ -976,6 +977,74 @@ def test_raw_greenlets_of_eager_tasks(blocks: bool) -> None:
 
     asyncio_gevent.run(main())
     assert sorted(ended) == [*range(10)]
+
+
+class SyncFace:
+    """A sync face of an async library, as Playwright has one: no hub, no gevent, just switches.
+
+    The event loop runs in a greenlet of its own. Callbacks switch from there to the user's
+    greenlet, and that switches to the greenlet of the event loop for it to go on.
+    """
+
+    def __enter__(self) -> SyncFace:
+        self.loop = asyncio_gevent.new_event_loop()
+        user = greenlet.getcurrent()
+
+        async def main() -> None:
+            self.stop = self.loop.create_future()
+            self.loop.call_soon(user.switch)
+            await self.stop
+
+        self.fiber = greenlet.greenlet(lambda: self.loop.run_until_complete(main()))
+        self.fiber.switch()
+        return self
+
+    def call(self, coroutine: Any) -> Any:
+        user = greenlet.getcurrent()
+        task = self.loop.create_task(coroutine)
+        task.add_done_callback(lambda _: user.switch())
+        while not task.done():
+            self.fiber.switch()
+        return task.result()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.loop.call_soon(self.stop.set_result, None)
+        self.fiber.switch()
+        self.loop.close()
+
+
+async def double(number: int) -> int:
+    await asyncio.sleep(0.001)
+    gevent.sleep(0.001)
+    return 2 * number
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize("users", [1, 3])
+def test_the_greenlet_that_runs_a_loop_is_switched_to_by_hand(users: int, blocks: bool) -> None:
+    def use() -> list[int]:
+        with SyncFace() as face:
+            results = [face.call(double(number)) for number in range(3)]
+            if blocks:
+                gevent.sleep(0.001)  # the event loop goes on meanwhile
+            return [*results, face.call(double(3))]
+
+    if users == 1:
+        assert use() == [0, 2, 4, 6]
+        return
+    greenlets = [gevent.spawn(use) for _ in range(users)]
+    gevent.joinall(greenlets, raise_error=True)
+    assert [each.value for each in greenlets] == [[0, 2, 4, 6]] * users
+
+
+def test_a_switch_by_hand_to_a_loop_that_nobody_has_left_is_an_error() -> None:
+    loop = asyncio_gevent.new_event_loop()
+    running = greenlet.greenlet(loop.run_forever)
+    gevent.get_hub().loop.run_callback(running.switch)
+    gevent.sleep(0)
+    with pytest.raises(gevent.exceptions.InvalidSwitchError, match="unexpected switch"):
+        running.switch("what for?")
+    loop.close()
 
 
 def test_the_tracer_goes_when_no_raw_greenlet_blocks_any_more() -> None:
