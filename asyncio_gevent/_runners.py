@@ -395,12 +395,13 @@ def find_left(loop: Any) -> Runner | None:
     several, the last one that did.
     """
     strays = _strays()
-    for runner in (*reversed(strays.resumed), loop._batch):
+    runners: list[Runner | None] = [*reversed(strays.resumed), loop._batch]
+    for runner in runners:
         if runner is not None and runner.loop is loop and runner.state is LIVE:
             return runner
-    for runner in reversed(strays.waiting):
-        if runner.loop is loop and find_blocked(runner) is None:
-            return runner
+    for waiting in reversed(strays.waiting):
+        if waiting.loop is loop and find_blocked(waiting) is None:
+            return waiting
     return None
 
 
