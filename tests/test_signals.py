@@ -276,6 +276,8 @@ def test_ctrl_c_ends_run_and_the_tasks_clean_up(how: str) -> None:
 def test_ctrl_c_ends_run_as_it_ends_asyncio_run(how: str) -> None:
     if how in ("insists", "swallows") and sys.version_info < (3, 11):
         pytest.skip("up to 3.10 the first Ctrl-C is raised, not a cancel")
+    if how == "busy" and sys.version_info < (3, 11):
+        pytest.skip("up to 3.10 asyncio may lose the task's next step to it, and wait for ever")
     ours = press_ctrl_c(how, "asyncio_gevent")
     theirs = press_ctrl_c(how, "asyncio", patched=False)
     assert (ours.status, ours.out) == (theirs.status, theirs.out), (ours, theirs)
