@@ -7,6 +7,7 @@ Everything here is used by asyncio's own event loops or documented for those who
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import threading
 from asyncio import constants, events, futures, selector_events, sslproto, tasks
@@ -16,6 +17,7 @@ from typing import Any
 
 import gevent
 import gevent._hub_local
+import gevent.hub
 import gevent.os
 import gevent.timeout
 
@@ -34,17 +36,20 @@ __all__ = [
     "UnixSubprocessTransport",
     "active_threads",
     "base_events",
+    "call_in_hub",
     "cancel_all_tasks",
     "chosen_child_watcher",
     "convert_future_exception",
     "current_task",
     "enter_task",
+    "find_main_hub",
     "format_callback",
     "format_handle",
     "get_hub_if_exists",
     "get_running_loop",
     "has_deferred_closes",
     "is_closed_timeout",
+    "is_libuv",
     "leave_task",
     "pool_is_full",
     "running_loop_in_python",
@@ -168,6 +173,16 @@ has_deferred_closes: Callable[[], int] = _deferred_closes.__len__
 _no_timer = gevent.timeout._FakeTimer
 
 
+def call_in_hub(hub: Any, function: Callable[..., Any], *args: Any) -> None:
+    """Have a hub call this, from any OS thread. If it was destroyed, nobody does."""
+    try:
+        hub.loop.run_callback_threadsafe(function, *args)
+    except (AttributeError, ValueError):
+        # Its thread, which may be doing so just now, has left None for the loop, or for what the
+        # loop needs; libev says ValueError.
+        pass
+
+
 def pool_is_full(pool: Any) -> bool:
     """Whether ``spawn()`` of this ``gevent.threadpool.ThreadPool`` would block now."""
     return bool(pool._available_worker_threads_greenlet_sem.locked())
@@ -176,6 +191,19 @@ def pool_is_full(pool: Any) -> bool:
 def is_closed_timeout(error: BaseException) -> bool:
     """Whether this is a ``gevent.Timeout`` whose ``with`` block or function has ended."""
     return isinstance(error, gevent.Timeout) and error.timer is _no_timer
+
+
+def is_libuv(hub_loop: Any) -> bool:
+    """Whether the loop of a hub is gevent's libuv loop, not libev's."""
+    return "libuv" in type(hub_loop).__module__
+
+
+def find_main_hub() -> Any:
+    """Return the hub of the main OS thread, from any thread, or None. Slow."""
+    for each in gc.get_objects():
+        if isinstance(each, gevent.hub.Hub) and each.loop is not None and each.loop.default:
+            return each
+    return None
 
 
 #: The hub of this OS thread, or None; does not make one.

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 import gevent.socket
+from gevent.event import Event
 from gevent.exceptions import InvalidSwitchError
 from gevent.hub import MAIN_THREAD_IDENT, get_hub
 from greenlet import GreenletExit, getcurrent
@@ -43,7 +44,7 @@ from asyncio_gevent._runners import PARKED, Runner, check_tracer, find_left, fin
 from asyncio_gevent._steps import StepsEventLoop, getrefcount
 from asyncio_gevent._tasks import Task
 from asyncio_gevent._threads import alias, current_thread, give_way, make_hub, note_running, unalias
-from asyncio_gevent._watchers import ChildWatcher, IOHandle, close, file_of, wake_on_signals
+from asyncio_gevent._watchers import IOHandle, close, file_of, reaped, wake_on_signals
 from asyncio_gevent.exceptions import BlockingCallError
 
 if TYPE_CHECKING:
@@ -173,24 +174,58 @@ class EventLoop(StepsEventLoop):
             finally:
                 del failure  # no cycle through the traceback
 
+    #: nest_asyncio.apply() would replace the methods that run the event loop by some that poll a
+    #: selector. It leaves a class alone that has this.
+    _nest_patched = True
+
+    def run_until_complete(self, future: Any) -> Any:
+        """Run until the future is done, and return its result or raise its exception.
+
+        Args:
+            future: a future of this event loop, or a coroutine, which becomes a task.
+
+        Raises:
+            RuntimeError: as `run_forever`, or the event loop was stopped before.
+
+        Blocks the calling greenlet. In a program that has called ``nest_asyncio.apply()`` it may
+        also be called in a step of this event loop, which it suspends; elsewhere that is an
+        error.
+        """
+        if not (hasattr(asyncio, "_nest_patched") and events._get_running_loop() is self):
+            return super().run_until_complete(future)
+        nested = asyncio.ensure_future(future, loop=self)
+        done = Event()
+        nested.add_done_callback(lambda _: done.set())
+        try:
+            done.wait()
+        except BaseException:
+            nested.cancel()  # as the step that waits was: by asyncio, by gevent.Timeout, by a kill
+            raise
+        return nested.result()
+
     def _catch_sigint(self, hub: Any) -> Any:
         # Ctrl-C while the hub waits would be printed by the hub before it reaches the main
         # greenlet. If that is the caller, it gets the exception from here. In asyncio.Runner,
         # from 3.11 on, the handler is another one, and stays. Returns the handler, or None.
         if (
-            hub.parent is not getcurrent()
-            or self._thread_id != MAIN_THREAD_IDENT
+            self._thread_id != MAIN_THREAD_IDENT
             or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
         ):
             return None
+        is_main = hub.parent is getcurrent()
 
         def interrupt(signum: int, frame: Any) -> None:
-            # In a runner it is raised in the code of the handle, as always. Between two handles
-            # it would be lost in ours, and with it the handle: its task would never go on.
-            if not (getcurrent() is hub or _is_own_work(frame)):
+            # In a runner it is raised in the code of the handle, as always. In ours, between two
+            # handles say, it would be lost, and the handle as well: its task would never go on.
+            in_hub = getcurrent() is hub
+            if is_main and (in_hub or _is_own_work(frame)):
+                self._failure = KeyboardInterrupt()
+                self._write_to_self()
+            elif not in_hub and _is_own_work(frame):
+                # The main greenlet gets it, as it does when the hub is interrupted.
+                _compat.call_in_hub(hub, hub.handle_error, None, KeyboardInterrupt, None, None)
+            else:
                 signal.default_int_handler(signum, frame)
-            self._failure = KeyboardInterrupt()
-            self._write_to_self()
 
         try:
             signal.signal(signal.SIGINT, interrupt)
@@ -221,7 +256,7 @@ class EventLoop(StepsEventLoop):
             self._hub_loop = hub.loop
             self._run_callback = hub.loop.run_callback
             if hub.loop.default:
-                ChildWatcher.main_hub = hub
+                reaped.main_hub = hub
         self._waiter = gevent.hub.Waiter(hub)
         self._thread_id = get_ident()
         self._thread = current_thread()

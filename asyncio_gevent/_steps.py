@@ -194,9 +194,9 @@ class StepsEventLoop(IOEventLoop):
             unalias(runner)
             if hub is get_hub_if_exists():
                 runner.retire()
-            elif hub.loop is not None:
+            else:
                 # A greenlet can be switched to in its own OS thread only.
-                hub.loop.run_callback_threadsafe(runner.retire)
+                _compat.call_in_hub(hub, runner.retire)
 
     # --- claims -----------------------------------------------------------------------------
     #
@@ -348,7 +348,7 @@ class StepsEventLoop(IOEventLoop):
             self._suspended_tasks.clear()
             self._special.clear()
         elif hub is not get_hub_if_exists():
-            hub.loop.run_callback_threadsafe(self._kill_steps)
+            _compat.call_in_hub(hub, self._kill_steps)
         elif getcurrent() is hub:
             self._kill_steps()
         else:

@@ -17,7 +17,7 @@ from greenlet import getcurrent
 from asyncio_gevent import _compat
 from asyncio_gevent._originals import is_module_patched, native_popen
 from asyncio_gevent._runners import Runner
-from asyncio_gevent._watchers import ChildWatcher, close
+from asyncio_gevent._watchers import ChildWatcher, close, reaped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -210,6 +210,8 @@ class SubprocessTransport(_compat.UnixSubprocessTransport):  # type: ignore[misc
             current.may_block = True
         try:
             hub = get_hub()
+            if not hub.loop.default:
+                reaped.begin()
             if hub.loop.default or not is_module_patched("subprocess"):
                 super()._start(args, shell, stdin, stdout, stderr, bufsize, **kwargs)
             else:

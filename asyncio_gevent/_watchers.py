@@ -30,6 +30,7 @@ __all__ = [
     "Registry",
     "close",
     "file_of",
+    "reaped",
     "wake_on_signals",
 ]
 
@@ -312,13 +313,87 @@ wake_on_signals = _SignalWakeup()
 # --- children -----------------------------------------------------------------------------------
 
 
+class _Reaped:
+    """The statuses of children that the main thread's hub has reaped, for other OS threads.
+
+    Once gevent watches a child, its handler of SIGCHLD takes the status of every child of the
+    process. A watcher of any pid is told of all of them, also of one that ends at once.
+    """
+
+    #: Statuses that are kept, for those who hear of the end of their child later.
+    KEPT = 1000
+
+    def __init__(self) -> None:
+        self.main_hub: Any = None
+        self._watcher: Any = None
+        self._statuses: dict[int, int] = {}
+        self._waiting: dict[int, ChildWatcher] = {}
+
+    def begin(self) -> None:
+        """Keep statuses from now on, if gevent takes them. From any OS thread, before a child."""
+        if "gevent.subprocess" in sys.modules:
+            if self.main_hub is None:
+                self.main_hub = _compat.find_main_hub()
+            if self.main_hub is not None:
+                _compat.call_in_hub(self.main_hub, self._begin)
+
+    def _begin(self) -> None:
+        loop = self.main_hub.loop
+        if not _compat.is_libuv(loop) and (
+            self._watcher is None or self._watcher.loop is not loop
+        ):
+            # ref=False: it is no reason for that hub to go on.
+            self._watcher = watcher = loop.child(0, ref=False)
+            watcher.start(lambda *_: self._note(watcher.rpid, watcher.rstatus))
+
+    def watch(self, pid: int) -> None:
+        """Keep the status of this child. From any OS thread, after `begin`."""
+        # gevent's libuv loop tells a watcher of any pid of the first child only, so there is one
+        # for each, which is too late for a child that ends at once.
+        if self.main_hub is not None and _compat.is_libuv(self.main_hub.loop):
+            _compat.call_in_hub(self.main_hub, self._watch, pid)
+
+    def _watch(self, pid: int) -> None:
+        watcher = self.main_hub.loop.child(pid, ref=False)
+
+        def ended(*_: Any) -> None:
+            close(watcher)
+            self._note(pid, watcher.rstatus)
+
+        watcher.start(ended)
+
+    def _note(self, pid: int, status: int) -> None:
+        # In this order: `claim`, in another thread, does it the other way round.
+        self._statuses[pid] = status
+        while len(self._statuses) > self.KEPT:
+            del self._statuses[next(iter(self._statuses))]
+        waiting = self._waiting.pop(pid, None)
+        if waiting is not None:
+            _compat.call_in_hub(waiting.hub, waiting.ended, self._statuses.pop(pid))
+
+    def claim(self, watcher: ChildWatcher, pid: int) -> int | None:
+        """Return the status of a child that has ended, or None: then ``ended`` will be called."""
+        self._waiting[pid] = watcher
+        status = self._statuses.pop(pid, None)
+        if status is not None:
+            self.forget(pid)
+        return status
+
+    def forget(self, pid: int) -> None:
+        """Do not call ``ended`` for this child any more."""
+        self._waiting.pop(pid, None)
+
+
+reaped = _Reaped()
+
+
 class ChildWatcher:
     """Calls ``callback(returncode)`` in the hub when a child of this process has ended.
 
     By a pidfd where the system has them: only this child is reaped, in any OS thread, and no
     SIGCHLD handler is installed. Where gevent reaps every child of the process already, the hub's
-    child watcher, which exists in the main thread only, is asked for the status as well. Without
-    pidfds it is the child watcher alone.
+    child watcher, which exists in the main thread only, is asked for the status as well, by
+    `reaped` from other threads. Without pidfds it is the child watcher alone.
 
     Args:
         loop: the event loop; `close` is called when it is closed.
@@ -330,14 +405,11 @@ class ChildWatcher:
         RuntimeError: the system has no pidfd, and this is not the main thread.
     """
 
-    #: The main thread's hub, once an event loop has run on it.
-    main_hub: Any = None
-
     def __init__(
         self, loop: EventLoop, hub: Any, pid: int, callback: Callable[[int], None]
     ) -> None:
         self._loop = loop
-        self._hub = hub
+        self.hub = hub
         self._pid = pid
         self._callback: Callable[[int], None] | None = callback
         self._pidfd = -1
@@ -360,14 +432,15 @@ class ChildWatcher:
             self._watchers.append(watcher)
         if self._pidfd < 0 or not self._reaps:
             self._watch_child(hub)
-        elif gevent_reaps and self.main_hub is not None and self.main_hub.loop is not None:
-            self.main_hub.loop.run_callback_threadsafe(self._watch_in_main_hub)
+        elif not hub.loop.default:
+            reaped.watch(pid)
         loop._child_watchers.add(self)
 
     def close(self) -> None:
         """Stop watching. In the OS thread of the hub."""
         self._loop._child_watchers.discard(self)
         self._callback = None
+        reaped.forget(self._pid)
         while self._watchers:
             close(self._watchers.pop())
         if self._pidfd >= 0:
@@ -382,7 +455,7 @@ class ChildWatcher:
                 "on this system a subprocess can be watched in the main OS thread only: run the "
                 "event loop there"
             ) from error
-        watcher.start(lambda *_: self._ended(_exit_code(watcher.rstatus)))
+        watcher.start(lambda *_: self.ended(watcher.rstatus))
         self._watchers.append(watcher)
         # gevent's first child watcher sets the handler of SIGCHLD, and of a child that has ended
         # before that, nobody would ever hear.
@@ -391,21 +464,7 @@ class ChildWatcher:
         except ChildProcessError:
             return  # the hub has reaped it, and knows
         if pid:
-            hub.loop.run_callback(self._ended, _exit_code(status))
-
-    def _watch_in_main_hub(self) -> None:
-        # ref=False: it is no reason for that hub to go on.
-        watcher = self.main_hub.loop.child(self._pid, ref=False)
-
-        def exited(*_: Any) -> None:
-            close(watcher)
-            code = _exit_code(watcher.rstatus)
-            self._hub.loop.run_callback_threadsafe(self._ended, code)
-
-        if self._callback is None:
-            close(watcher)
-        else:
-            watcher.start(exited)
+            hub.loop.run_callback(self.ended, status)
 
     def _on_pidfd(self) -> None:
         close(self._watchers.pop(0))
@@ -415,13 +474,18 @@ class ChildWatcher:
             except ChildProcessError:
                 pass
             else:
-                self._ended(_exit_code(status))
+                self.ended(status)
                 return
         self._wait_for_status()
 
     def _wait_for_status(self) -> None:
         # Somebody else reaps it, or has done so. A hub that does tells us in a moment.
-        timer = self._hub.loop.timer(STATUS_DELAY)
+        if not self.hub.loop.default:
+            status = reaped.claim(self, self._pid)
+            if status is not None:
+                self.hub.loop.run_callback(self.ended, status)
+                return
+        timer = self.hub.loop.timer(STATUS_DELAY)
         timer.start(self._lost)
         self._watchers.append(timer)
 
@@ -431,6 +495,10 @@ class ChildWatcher:
             "Unknown child process pid %d, will report returncode 255", self._pid
         )
         self._ended(255)
+
+    def ended(self, status: int) -> None:
+        """Note the wait status of the child. In the hub."""
+        self._ended(_exit_code(status))
 
     def _ended(self, code: int) -> None:
         callback = self._callback

@@ -293,15 +293,9 @@ KINDS: list[Callable[[], Awaitable[None]]] = [
 ]  # fmt: skip
 
 
-#: Where a thread is a greenlet of the main OS thread.
-_GREEN_PLACES = ("thread",) if PATCHED else ()
-
-
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_everywhere(kind: Any, place: str) -> None:
-    if kind is processes and place in ("native", "thread") and place not in _GREEN_PLACES:
-        pytest.skip("with gevent.subprocess in use the main hub takes the statuses of children")
     PLACES[place](lambda: asyncio_gevent.run(kind()))
 
 

@@ -249,3 +249,7 @@ def test_the_program_may_end_while_a_loop_runs_in_the_background() -> None:
 
 def test_the_package_is_the_one_that_is_tested() -> None:
     assert asyncio_gevent.__file__.startswith(str(IMPORT_ROOT))
+
+
+def test_nested_runs_after_nest_asyncio() -> None:
+    run_script("nested_run").check("ok")
