@@ -23,7 +23,7 @@ import sys
 import weakref
 from asyncio import events
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import gevent
 import gevent.socket
@@ -48,9 +48,11 @@ from asyncio_gevent._watchers import IOHandle, close, file_of, reaped, wake_on_s
 from asyncio_gevent.exceptions import BlockingCallError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
 __all__ = ["EventLoop"]
+
+_T = TypeVar("_T")
 
 #: Passes over the ready queue before the hub polls again. More make a busy event loop faster,
 #: since each visit costs two switches and a poll (a chain of call_soon: one pass a visit only
@@ -178,7 +180,7 @@ class EventLoop(StepsEventLoop):
     #: selector. It leaves a class alone that has this.
     _nest_patched = True
 
-    def run_until_complete(self, future: Any) -> Any:
+    def run_until_complete(self, future: Awaitable[_T]) -> _T:
         """Run until the future is done, and return its result or raise its exception.
 
         Args:
