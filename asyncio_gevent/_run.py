@@ -71,17 +71,23 @@ def run(main: Coroutine[Any, Any, _T], *, debug: bool | None = None) -> _T:
     if sys.version_info >= (3, 11):
         with asyncio.Runner(debug=debug, loop_factory=EventLoop) as runner:
             return runner.run(main)
-    return _run_in_3_10(main, debug)
-
-
-def _run_in_3_10(main: Coroutine[Any, Any, _T], debug: bool | None) -> _T:
-    # asyncio.run() of 3.10 makes its event loop by the policy, and there is no Runner yet.
-    loop = EventLoop()
-    try:
-        if debug is not None:
-            loop.set_debug(debug)
+    with _Runner(debug) as loop:
         return loop.run_until_complete(main)
-    finally:
+
+
+class _Runner:
+    """What ``asyncio.run()`` of 3.10 does around the coroutine: there is no asyncio.Runner yet."""
+
+    def __init__(self, debug: bool | None) -> None:
+        self._loop = EventLoop()
+        if debug is not None:
+            self._loop.set_debug(debug)
+
+    def __enter__(self) -> EventLoop:
+        return self._loop
+
+    def __exit__(self, *exc_info: object) -> None:
+        loop = self._loop
         try:
             cancel_all_tasks(loop)
             loop.run_until_complete(loop.shutdown_asyncgens())
