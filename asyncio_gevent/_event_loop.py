@@ -110,6 +110,10 @@ class EventLoop(StepsEventLoop):
             and not the primary one.
     """
 
+    #: nest_asyncio.apply() would replace the methods that run the event loop by some that poll a
+    #: selector. It leaves a class alone that has this.
+    _nest_patched = True
+
     def __init__(self, *, suspend: bool = True) -> None:
         self._hub: Any = None
         self._batch_ends = 0.0
@@ -175,10 +179,6 @@ class EventLoop(StepsEventLoop):
                 raise failure
             finally:
                 del failure  # no cycle through the traceback
-
-    #: nest_asyncio.apply() would replace the methods that run the event loop by some that poll a
-    #: selector. It leaves a class alone that has this.
-    _nest_patched = True
 
     def run_until_complete(self, future: Awaitable[_T]) -> _T:
         """Run until the future is done, and return its result or raise its exception.
