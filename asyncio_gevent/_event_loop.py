@@ -44,7 +44,14 @@ from asyncio_gevent._runners import PARKED, Runner, check_tracer, find_left, fin
 from asyncio_gevent._steps import StepsEventLoop, getrefcount
 from asyncio_gevent._tasks import Task
 from asyncio_gevent._threads import alias, current_thread, give_way, make_hub, note_running, unalias
-from asyncio_gevent._watchers import IOHandle, close, file_of, reaped, wake_on_signals
+from asyncio_gevent._watchers import (
+    IOHandle,
+    close,
+    file_of,
+    reaped,
+    unpolled,
+    wake_on_signals,
+)
 from asyncio_gevent.exceptions import BlockingCallError
 
 if TYPE_CHECKING:
@@ -299,6 +306,7 @@ class EventLoop(StepsEventLoop):
         # nothing but a thread may ever wake it.
         self._async = hub_loop.async_()
         self._async.start(self._on_async)
+        self._fresh = unpolled.acquire(hub_loop)
         for handle in self._io_handles():
             if not handle.held:
                 handle.restart()
@@ -311,6 +319,9 @@ class EventLoop(StepsEventLoop):
         # Before all else: from here on nobody needs to wake it.
         self._awake = True
         watcher, self._async = self._async, None
+        if watcher is not None:
+            self._fresh = []
+            unpolled.release()
         for each in (watcher, self._poll_timer, self._timer):
             if each is not None:
                 close(each)
@@ -469,7 +480,7 @@ class EventLoop(StepsEventLoop):
         if not self._polling:
             self._polling = True
             if self._fresh:
-                self._check_fresh()
+                unpolled.check_at_end_of_batch()
             self._poll_timer.start(self._on_polled)
 
     def _settle_resumed(self, runner: Runner, parked: bool) -> None:
@@ -488,7 +499,7 @@ class EventLoop(StepsEventLoop):
             self._wake()
             return
         if self._fresh:
-            self._check_fresh()
+            unpolled.check_at_end_of_batch()
         if self._scheduled:
             self._drop_cancelled_timers()
             if self._scheduled:

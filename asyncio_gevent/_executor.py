@@ -83,7 +83,11 @@ class HubExecutor:
                 # The threads are busy for others, so nobody of ours is going to come by.
                 self._loop.call_later(POOL_RETRY_DELAY, self._start_waiting)
         else:
-            self._start(pool, call)
+            try:
+                self._start(pool, call)
+            except BaseException:
+                self._unfinished -= 1
+                raise
         return future
 
     def _start(self, pool: Any, call: _Call) -> None:
@@ -92,7 +96,13 @@ class HubExecutor:
     def _start_waiting(self) -> None:
         pool = get_hub().threadpool
         while self._waiting and not _compat.pool_is_full(pool):
-            self._start(pool, self._waiting.popleft())
+            call = self._waiting.popleft()
+            try:
+                self._start(pool, call)
+            except Exception as error:
+                self._unfinished -= 1
+                if not call.future.done():
+                    _fail(call.future, error)
         if self._waiting and self._unfinished == len(self._waiting):
             self._loop.call_later(POOL_RETRY_DELAY, self._start_waiting)
 
@@ -109,7 +119,8 @@ class HubExecutor:
         if call.error is None:
             future.set_result(call.result)
         else:
-            _fail(future, call.error)
+            error, call.error = call.error, None  # whose traceback has the frame of the call
+            _fail(future, error)
 
     async def join(self, timeout: float | None) -> None:
         """Wait until no call waits or is under way, or warn after ``timeout`` seconds."""

@@ -23,7 +23,7 @@ from gevent.hub import get_hub
 
 from asyncio_gevent import _compat
 from asyncio_gevent._executor import HubExecutor, wrap_foreign_future
-from asyncio_gevent._originals import get_original, is_module_patched
+from asyncio_gevent._originals import get_original
 from asyncio_gevent._transports import (
     DatagramTransport,
     ReadPipeTransport,
@@ -55,7 +55,8 @@ class IOEventLoop(asyncio.SelectorEventLoop):
     Attributes:
         _readers, _writers: descriptor to its handle.
         _busy_io: (descriptor, events) to the handle whose callback is suspended.
-        _fresh: handles whose watcher was started since the hub's last poll.
+        _fresh: handles whose watcher was started since the hub's last poll; those of all event
+            loops of the OS thread, while this one runs.
         _io_done: something was sent, closed, or is to be watched, which another descriptor of this
             event loop may become ready by: the hub is to poll before the next pass.
         _async: the hub's async watcher while the event loop runs, else None.
@@ -201,18 +202,14 @@ class IOEventLoop(asyncio.SelectorEventLoop):
         elif self._async is None:
             handle.file = file_of(fd)
         else:
-            handle.start()
-            if not _closes_are_deferred():
-                self._fresh.append(handle)
+            try:
+                handle.start()
+            except BaseException:
+                if handles.get(fd) is handle:
+                    del handles[fd]
+                raise
+            self._fresh.append(handle)
         return handle
-
-    def _check_fresh(self) -> None:
-        # Before the hub polls. Of a descriptor that was closed meanwhile and not removed,
-        # selectors never hear again; libev aborts the process when it tells epoll of it. After
-        # patching, gevent's own close() sees to that.
-        for handle in self._fresh:
-            handle.stop_if_closed()
-        self._fresh.clear()
 
     def _io_handles(self) -> list[IOHandle]:
         return [*self._readers.values(), *self._writers.values()]
@@ -462,10 +459,6 @@ _OWN_RESOLVERS = (
     get_original("socket", "getnameinfo"),
     gevent.socket.getnameinfo,
 )
-
-
-def _closes_are_deferred() -> bool:
-    return bool(is_module_patched("socket"))
 
 
 def _ignore_signal(signum: int, frame: Any) -> None:

@@ -7,6 +7,7 @@ size from which malloc maps memory, so every read costs an mmap and its page fau
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -152,13 +153,17 @@ class SocketTransport(_compat.SelectorSocketTransport):  # type: ignore[misc]
 
 
 class DatagramTransport(_compat.SelectorDatagramTransport):  # type: ignore[misc]
-    """A datagram socket. No datagram is larger than `READ_SIZE`."""
+    """A datagram socket."""
 
-    max_size = READ_SIZE
+    def __init__(self, loop: Any, sock: Any, *args: Any) -> None:
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            self.max_size = READ_SIZE  # no datagram of theirs is larger; of others it would be cut
+        super().__init__(loop, sock, *args)
 
     def sendto(self, data: Any, addr: Any = None) -> None:
         """Send a datagram, at once where the socket takes it."""
-        self._loop._io_done = True
+        if self._loop is not None:
+            self._loop._io_done = True
         super().sendto(data, addr)
 
 

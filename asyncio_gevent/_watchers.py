@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from asyncio_gevent import _compat
-from asyncio_gevent._originals import os_close, os_waitpid
+from asyncio_gevent._originals import native_local, os_close, os_waitpid
 
 if TYPE_CHECKING:
     from asyncio_gevent._event_loop import EventLoop
@@ -31,6 +31,7 @@ __all__ = [
     "close",
     "file_of",
     "reaped",
+    "unpolled",
     "wake_on_signals",
 ]
 
@@ -167,6 +168,63 @@ def close(watcher: Any) -> None:
         pass
 
 
+class _Unpolled(native_local):  # type: ignore[misc]
+    """The handles of this OS thread that the hub watches since its last poll.
+
+    Of a descriptor that was closed meanwhile and not removed, selectors never hear again, while
+    libev and libuv abort the process when they tell the kernel of it. A prepare watcher of low
+    priority is what the hub calls last before it polls. gevent's libuv loop has none: there the
+    end of a batch has to do.
+    """
+
+    def __init__(self) -> None:
+        self._handles: list[IOHandle] = []
+        self._users = 0
+        self._hub_loop: Any = None
+        self._watcher: Any = None
+
+    def acquire(self, hub_loop: Any) -> list[IOHandle]:
+        """Return the list to append to, which is checked until `release`."""
+        self._users += 1
+        if self._hub_loop is not hub_loop or self._watcher is None:
+            self._close()
+            self._hub_loop = hub_loop
+            if not _compat.is_libuv(hub_loop):
+                # After gevent's own, which runs the callbacks of the hub. Always active: one that
+                # is started in that phase is not called any more.
+                self._watcher = hub_loop.prepare(ref=False, priority=-2)
+                self._watcher.start(self.check)
+        return self._handles
+
+    def release(self) -> None:
+        """Take back `acquire`."""
+        self._users -= 1
+        if self._users <= 0:
+            self._users = 0
+            self._handles.clear()
+            self._close()
+
+    def _close(self) -> None:
+        watcher, self._watcher, self._hub_loop = self._watcher, None, None
+        if watcher is not None:
+            close(watcher)
+
+    def check_at_end_of_batch(self) -> None:
+        """Do so where there is no better moment."""
+        if self._watcher is None:
+            self.check()
+
+    def check(self) -> None:
+        """Stop watching what was closed."""
+        if self._handles:
+            for handle in self._handles:
+                handle.stop_if_closed()
+            self._handles.clear()
+
+
+unpolled = _Unpolled()
+
+
 class Registry(selectors.BaseSelector):
     """Says which descriptors the event loop watches, in the words of ``selectors``.
 
@@ -245,8 +303,8 @@ class _SignalWakeup:
                 os_close(pipe[0])
                 os_close(pipe[1])
             raise
-        if pipe is not self._pipe:
-            self._previous = previous
+        if previous != pipe[1]:
+            self._previous = previous  # not ours: it is what to give back
         self._pipe = pipe
         self._users.add(user)
         if self._watcher is None or self._hub_loop is not hub.loop:
@@ -262,10 +320,15 @@ class _SignalWakeup:
         self._users.discard(user)
         if self._users or self._pipe is None:
             return
+        # Others may have set theirs meanwhile, which then stays, or have closed it: then there is
+        # none. Ours must not, since its number may be that of another file soon.
+        set_wakeup_fd = _compat.unix_events.signal.set_wakeup_fd
         try:
-            _compat.unix_events.signal.set_wakeup_fd(self._previous)
+            current = set_wakeup_fd(-1)
+            set_wakeup_fd(self._previous if current in (-1, self._pipe[1]) else current)
         except (ValueError, OSError) as error:
             _compat.base_events.logger.info("set_wakeup_fd() failed: %s", error)
+        self._previous = -1
         self.reset()
 
     def reset_in_child(self) -> None:
@@ -331,7 +394,7 @@ class _Reaped:
 
     def begin(self) -> None:
         """Keep statuses from now on, if gevent takes them. From any OS thread, before a child."""
-        if "gevent.subprocess" in sys.modules:
+        if _gevent_reaps():
             if self.main_hub is None:
                 self.main_hub = _compat.find_main_hub()
             if self.main_hub is not None:
@@ -368,8 +431,8 @@ class _Reaped:
         while len(self._statuses) > self.KEPT:
             del self._statuses[next(iter(self._statuses))]
         waiting = self._waiting.pop(pid, None)
-        if waiting is not None:
-            _compat.call_in_hub(waiting.hub, waiting.ended, self._statuses.pop(pid))
+        if waiting is not None and self._statuses.pop(pid, None) is not None:  # not claimed
+            _compat.call_in_hub(waiting.hub, waiting.ended, status)
 
     def claim(self, watcher: ChildWatcher, pid: int) -> int | None:
         """Return the status of a child that has ended, or None: then ``ended`` will be called."""
@@ -385,6 +448,23 @@ class _Reaped:
 
 
 reaped = _Reaped()
+
+
+def _gevent_reaps() -> bool:
+    # Whether its handler of SIGCHLD takes, or may soon take, the status of every child: the module
+    # sets it when it starts one, as do gevent.os.fork() and loop.install_sigchld().
+    if "gevent.subprocess" in sys.modules:
+        return True
+    if callable(signal.getsignal(signal.SIGCHLD)):
+        return False
+    # A handler in C, which the signal module does not know of. Elsewhere than on Linux there are
+    # no pidfds, and it is the hub in any case.
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            (mask,) = [line.split()[1] for line in file if line.startswith("SigCgt:")]
+    except (OSError, ValueError):
+        return False
+    return bool(int(mask, 16) >> (signal.SIGCHLD - 1) & 1)
 
 
 class ChildWatcher:
@@ -415,7 +495,7 @@ class ChildWatcher:
         self._pidfd = -1
         self._reaps = True  # this watcher, not the hub
         self._watchers: list[Any] = []
-        gevent_reaps = "gevent.subprocess" in sys.modules
+        gevent_reaps = _gevent_reaps()
         self._reaps = not (gevent_reaps and hub.loop.default)
         if hasattr(os, "pidfd_open"):
             try:

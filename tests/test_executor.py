@@ -394,3 +394,16 @@ def test_a_suspended_step_waits_for_the_pool_directly() -> None:
 
     asyncio_gevent.run(main())
     in_greenlet(lambda: asyncio_gevent.run(main()))
+
+
+def test_a_call_that_cannot_be_started_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(gevent.threadpool.ThreadPool, "spawn", fail)
+            with pytest.raises(RuntimeError, match="no thread"):
+                await asyncio.to_thread(int)
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("no thread")
+
+    asyncio_gevent.run(main())  # which waits for the calls in the end

@@ -19,7 +19,7 @@ import gevent.server
 import gevent.socket
 import gevent.subprocess
 import pytest
-from support import PATCHED, PLACES, os_close, run_script, until
+from support import LIBUV, PATCHED, PLACES, UNIT, os_close, run_script, until
 
 import asyncio_gevent
 
@@ -856,3 +856,103 @@ def test_a_subprocess_protocol_that_blocks_is_called_in_order() -> None:
     received = [each for each in seen if each[-1].isdigit()]
     assert received == ["enter 1", "leave 1", "enter 2", "leave 2"]
     assert seen[-1] == "lost"
+
+
+# --- descriptors that are closed without a word ---------------------------------------------------
+
+
+@pytest.mark.skipif(
+    LIBUV and not PATCHED, reason="gevent's libuv loop has no moment between callbacks and poll"
+)
+@pytest.mark.parametrize("closes", ["a greenlet", "a resumed step"])
+def test_a_descriptor_that_is_closed_right_after_it_was_registered(closes: str) -> None:
+    """Before the hub has told the kernel of it. libev would abort the process."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        ends = socket.socketpair()
+
+        def close() -> None:
+            for end in ends:
+                end.close()
+
+        if closes == "a greenlet":
+            gevent.spawn(close)
+        else:
+            gevent.sleep(0)
+        loop.add_reader(ends[0], int)
+        if closes == "a resumed step":
+            close()
+        await asyncio.sleep(UNIT)
+        loop.remove_reader(ends[0])
+
+    asyncio_gevent.run(main())
+
+
+def test_a_file_object_that_is_closed_right_after_it_was_registered() -> None:
+    """Patching does not know of its close()."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        reader, writer = os.pipe()
+        file = open(reader, "rb", buffering=0)
+        loop.add_reader(file, int)
+        file.close()
+        os_close(writer)
+        await asyncio.sleep(UNIT)
+        loop.remove_reader(reader)
+
+    asyncio_gevent.run(main())
+
+
+def test_a_registration_that_fails_is_none() -> None:
+    async def main() -> None:
+        loop: Any = asyncio.get_running_loop()
+        ends = socket.socketpair()
+        number = ends[0].fileno()
+        for end in ends:
+            os_close(end.detach())
+        with pytest.raises(OSError):
+            loop._add_reader(number, int)
+        assert not loop._selector.get_map()
+
+    asyncio_gevent.run(main())
+
+
+def test_datagrams_of_unix_sockets_are_not_cut() -> None:
+    async def main() -> int:
+        loop = asyncio.get_running_loop()
+        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        here.setblocking(False)
+        received = loop.create_future()
+
+        class Protocol(asyncio.DatagramProtocol):
+            def datagram_received(self, data: bytes, address: Any) -> None:
+                received.set_result(len(data))
+
+        transport, _ = await loop.create_datagram_endpoint(Protocol, sock=here)
+        there.send(bytes(150_000))
+        length: int = await received
+        transport.close()
+        there.close()
+        return length
+
+    assert asyncio_gevent.run(main()) == 150_000
+
+
+def test_sendto_after_close_is_ignored() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_datagram_endpoint(
+            asyncio.DatagramProtocol, remote_addr=("127.0.0.1", 9)
+        )
+        transport.close()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        transport.sendto(b"too late")
+
+    asyncio_gevent.run(main())
+
+
+def test_the_status_of_a_child_that_the_hub_reaps() -> None:
+    run_script("reaped_child").check("7")

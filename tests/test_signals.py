@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 from typing import Any
 
@@ -16,6 +17,7 @@ from support import (
     end_script,
     in_native_thread,
     native_sleep,
+    os_close,
     start_script,
     until,
 )
@@ -125,6 +127,27 @@ def test_the_last_one_who_asks_for_a_signal_gets_it() -> None:
 
     asyncio_gevent.run(main())
     assert seen == ["last"]
+
+
+def test_the_wake_up_descriptor_of_others() -> None:
+    """One that is set meanwhile stays, and one that was closed meanwhile is not left there."""
+    ends = socket.socketpair()
+    for end in ends:
+        end.setblocking(False)
+    number = ends[1].fileno()
+
+    async def set_it() -> None:
+        signal.set_wakeup_fd(number)
+
+    asyncio_gevent.run(set_it())
+    assert signal.set_wakeup_fd(number) == number
+
+    async def close_it() -> None:
+        for end in ends:
+            os_close(end.detach())
+
+    asyncio_gevent.run(close_it())
+    assert signal.set_wakeup_fd(-1) == -1
 
 
 def test_close_takes_handlers_back() -> None:
