@@ -34,6 +34,7 @@ __all__ = [
     "SelectorSocketTransport",
     "UnixReadPipeTransport",
     "UnixSubprocessTransport",
+    "UnixWritePipeTransport",
     "active_threads",
     "base_events",
     "call_in_hub",
@@ -47,7 +48,9 @@ __all__ = [
     "format_handle",
     "get_hub_if_exists",
     "get_running_loop",
+    "has_callbacks",
     "has_deferred_closes",
+    "is_cffi",
     "is_closed_timeout",
     "is_libuv",
     "leave_task",
@@ -108,6 +111,7 @@ SelectorDatagramTransport: Any = (
     selector_events._SelectorDatagramTransport  # type: ignore[attr-defined]
 )
 UnixReadPipeTransport: Any = _unix_events._UnixReadPipeTransport  # type: ignore[attr-defined]
+UnixWritePipeTransport: Any = _unix_events._UnixWritePipeTransport  # type: ignore[attr-defined]
 UnixSubprocessTransport: Any = _unix_events._UnixSubprocessTransport  # type: ignore[attr-defined]
 SSLProtocol: Any = sslproto.SSLProtocol
 
@@ -196,6 +200,16 @@ def is_closed_timeout(error: BaseException) -> bool:
 def is_libuv(hub_loop: Any) -> bool:
     """Whether the loop of a hub is gevent's libuv loop, not libev's."""
     return "libuv" in type(hub_loop).__module__
+
+
+def is_cffi(hub_loop: Any) -> bool:
+    """Whether the loop of a hub is one of those that gevent makes with cffi."""
+    return "corecext" not in type(hub_loop).__module__
+
+
+def has_callbacks(hub_loop: Any) -> bool:
+    """Whether the hub has callbacks to call before it polls; of cffi only."""
+    return bool(hub_loop._callbacks)
 
 
 def find_main_hub() -> Any:

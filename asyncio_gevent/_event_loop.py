@@ -479,8 +479,6 @@ class EventLoop(StepsEventLoop):
         # There is more to do, after the hub's next poll.
         if not self._polling:
             self._polling = True
-            if self._fresh:
-                unpolled.check_at_end_of_batch()
             self._poll_timer.start(self._on_polled)
 
     def _settle_resumed(self, runner: Runner, parked: bool) -> None:
@@ -498,8 +496,6 @@ class EventLoop(StepsEventLoop):
         if self._ready or self._stopping:
             self._wake()
             return
-        if self._fresh:
-            unpolled.check_at_end_of_batch()
         if self._scheduled:
             self._drop_cancelled_timers()
             if self._scheduled:
@@ -634,14 +630,20 @@ class EventLoop(StepsEventLoop):
 
     def _report(self, handle: Any, error: BaseException) -> None:
         # As in asyncio.Handle._run().
-        if isinstance(error, GreenletExit) and getcurrent().closing:
-            return  # thrown by `close()`, nobody's mistake
         context = {
             "message": f"Exception in callback {_compat.format_callback(handle)}",
             "exception": error,
             "handle": handle,
         }
         self.call_exception_handler(context)
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """Tell the exception handler of something that nobody else can be told of."""
+        if isinstance(context.get("exception"), GreenletExit) and (
+            getattr(getcurrent(), "closing", False)
+        ):
+            return  # thrown by `close()`, nobody's mistake
+        super().call_exception_handler(context)
 
     def _has_due_timer(self) -> bool:
         return bool(self._scheduled[0]._when < self.time() + self._clock_resolution)

@@ -8,14 +8,18 @@ outcome is set on asyncio's future by the hub: no lock, no second future.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
+import os
 import warnings
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from gevent.event import Event
 from gevent.hub import get_hub
 
 from asyncio_gevent import _compat
+from asyncio_gevent._compat import get_hub_if_exists
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,14 +59,21 @@ class HubExecutor:
 
     Its methods are for the OS thread of the event loop, and do not block the greenlet.
 
+    Args:
+        is_joined: the interpreter waits for the calls before it ends.
+
     Attributes:
         _waiting: calls that found every thread of the pool busy, oldest first.
         _unfinished: how many calls wait or are under way.
         _joined: set when none is, if somebody waits for that.
+        _idle: the same for the end of the interpreter.
     """
 
-    def __init__(self, loop: IOEventLoop) -> None:
+    def __init__(self, loop: IOEventLoop, is_joined: bool = True) -> None:
         self._loop = loop
+        self._is_joined = is_joined
+        self._hub: Any = None
+        self._idle: Event | None = None
         self._waiting: deque[_Call] = deque()
         self._unfinished = 0
         self._joined: asyncio.Future[None] | None = None
@@ -72,9 +83,12 @@ class HubExecutor:
 
         A call whose future is cancelled before a thread takes it is not made.
         """
-        pool = get_hub().threadpool
+        self._hub = hub = get_hub()
+        pool = hub.threadpool
         future: asyncio.Future[Any] = self._loop.create_future()
         call = _Call(future, func, args)
+        if self._is_joined and not self._unfinished:
+            _note_busy(self)
         self._unfinished += 1
         if self._waiting or _compat.pool_is_full(pool):
             # spawn() would block, and this is to return at once.
@@ -86,9 +100,16 @@ class HubExecutor:
             try:
                 self._start(pool, call)
             except BaseException:
-                self._unfinished -= 1
+                self._note_finished()
                 raise
         return future
+
+    def _note_finished(self) -> None:
+        self._unfinished -= 1
+        if not self._unfinished:
+            _busy.discard(self)
+            if self._idle is not None:
+                self._idle.set()
 
     def _start(self, pool: Any, call: _Call) -> None:
         pool.spawn(call.run).rawlink(lambda _: self._done(call))
@@ -100,15 +121,19 @@ class HubExecutor:
             try:
                 self._start(pool, call)
             except Exception as error:
-                self._unfinished -= 1
+                self._note_finished()
                 if not call.future.done():
                     _fail(call.future, error)
-        if self._waiting and self._unfinished == len(self._waiting):
+        if (
+            self._waiting
+            and self._unfinished == len(self._waiting)
+            and not self._loop.is_closed()
+        ):
             self._loop.call_later(POOL_RETRY_DELAY, self._start_waiting)
 
     def _done(self, call: _Call) -> None:
         # In the hub.
-        self._unfinished -= 1
+        self._note_finished()
         if self._waiting:
             self._start_waiting()
         if not self._unfinished and self._joined is not None and not self._joined.done():
@@ -137,6 +162,38 @@ class HubExecutor:
                 RuntimeWarning,
                 stacklevel=3,
             )
+
+
+    def finish(self) -> None:
+        """Wait until no call waits or is under way, though the event loop does not run."""
+        self._idle = Event()
+        while self._unfinished:
+            self._start_waiting()
+            self._idle.wait(POOL_RETRY_DELAY if self._waiting else None)
+
+
+#: Executors with calls that have not ended. A program whose event loop was closed without
+#: ``shutdown_default_executor()`` waits for them when it ends, as it does for threads of its own
+#: and those of concurrent.futures.
+_busy: set[HubExecutor] = set()
+_process: int | None = None
+
+
+def _note_busy(executor: HubExecutor) -> None:
+    global _process
+    if _process != os.getpid():
+        if _process is None:
+            atexit.register(_finish_at_exit)
+        _process = os.getpid()
+        _busy.clear()  # in a forked child: the threads are the parent's
+    _busy.add(executor)
+
+
+def _finish_at_exit() -> None:
+    if _process == os.getpid():
+        for executor in list(_busy):
+            if executor._hub is get_hub_if_exists():
+                executor.finish()
 
 
 def _fail(future: asyncio.Future[Any], error: BaseException) -> None:

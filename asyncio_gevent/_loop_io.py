@@ -13,13 +13,16 @@ import errno
 import inspect
 import os
 import signal
+import ssl
 import stat
+import sys
 from asyncio import events
 from typing import TYPE_CHECKING, Any
 
 import gevent
 import gevent.socket
 from gevent.hub import get_hub
+from gevent.resolver.thread import Resolver as ThreadResolver
 
 from asyncio_gevent import _compat
 from asyncio_gevent._executor import HubExecutor, wrap_foreign_future
@@ -28,7 +31,9 @@ from asyncio_gevent._transports import (
     DatagramTransport,
     ReadPipeTransport,
     SocketTransport,
+    SSLProtocol,
     SubprocessTransport,
+    WritePipeTransport,
 )
 from asyncio_gevent._watchers import (
     READ,
@@ -100,6 +105,7 @@ class IOEventLoop(asyncio.SelectorEventLoop):
         self._fresh: list[IOHandle] = []
         self._io_done = False
         self._hub_executor: HubExecutor | None = None
+        self._lookups: HubExecutor | None = None
         self._child_watchers: set[ChildWatcher] = set()
         super().__init__(Registry(self._readers, self._writers))
 
@@ -113,7 +119,7 @@ class IOEventLoop(asyncio.SelectorEventLoop):
         super().close()
         self._readers.clear()
         self._writers.clear()
-        self._hub_executor = None
+        self._hub_executor = self._lookups = None
 
     def _make_self_pipe(self) -> None:
         # `_write_to_self` is an async watcher, and signals have `wake_on_signals`.
@@ -261,11 +267,60 @@ class IOEventLoop(asyncio.SelectorEventLoop):
     ) -> Any:
         if _compat.LIBRARY_VERSION_CHECKS_FDS:
             self._ensure_fd_no_transport(rawsock)
-        ssl_protocol = _compat.SSLProtocol(
+        ssl_protocol = SSLProtocol(
             self, protocol, sslcontext, waiter, server_side, server_hostname, **timeouts
         )
         SocketTransport(self, rawsock, ssl_protocol, extra=extra, server=server)
         return ssl_protocol._app_transport
+
+    if sys.version_info >= (3, 11):
+
+        async def start_tls(
+            self,
+            transport: Any,
+            protocol: Any,
+            sslcontext: Any,
+            *,
+            server_side: bool = False,
+            server_hostname: str | None = None,
+            ssl_handshake_timeout: float | None = None,
+            ssl_shutdown_timeout: float | None = None,
+        ) -> Any:
+            """Go on with TLS on a connection, and return the transport to use from now on.
+
+            Args:
+                ssl_handshake_timeout, ssl_shutdown_timeout: seconds; None means 60 and 30.
+            """
+            # asyncio's own, but for the `SSLProtocol`.
+            if not isinstance(sslcontext, ssl.SSLContext):
+                raise TypeError(
+                    "sslcontext is expected to be an instance of ssl.SSLContext, got "
+                    f"{sslcontext!r}"
+                )
+            if not getattr(transport, "_start_tls_compatible", False):
+                raise TypeError(f"transport {transport!r} is not supported by start_tls()")
+            waiter = self.create_future()
+            ssl_protocol = SSLProtocol(
+                self, protocol, sslcontext, waiter, server_side, server_hostname,
+                ssl_handshake_timeout=ssl_handshake_timeout,
+                ssl_shutdown_timeout=ssl_shutdown_timeout,
+                call_connection_made=False,
+            )  # fmt: skip
+            # Nothing may be read before it knows of the connection.
+            transport.pause_reading()
+            transport.set_protocol(ssl_protocol)
+            calls = (
+                self.call_soon(ssl_protocol.connection_made, transport),
+                self.call_soon(transport.resume_reading),
+            )
+            try:
+                await waiter
+            except BaseException:
+                transport.close()
+                for call in calls:
+                    call.cancel()
+                raise
+            return ssl_protocol._app_transport
 
     def _make_datagram_transport(
         self, sock: Any, protocol: Any, address: Any = None, waiter: Any = None, extra: Any = None
@@ -278,6 +333,11 @@ class IOEventLoop(asyncio.SelectorEventLoop):
         self, pipe: Any, protocol: Any, waiter: Any = None, extra: Any = None
     ) -> Any:
         return ReadPipeTransport(self, pipe, protocol, waiter, extra)
+
+    def _make_write_pipe_transport(
+        self, pipe: Any, protocol: Any, waiter: Any = None, extra: Any = None
+    ) -> Any:
+        return WritePipeTransport(self, pipe, protocol, waiter, extra)
 
     async def _make_subprocess_transport(
         self,
@@ -300,7 +360,6 @@ class IOEventLoop(asyncio.SelectorEventLoop):
             self, protocol, args, shell, stdin, stdout, stderr, bufsize,
             waiter=waiter, extra=extra, **kwargs,
         )  # fmt: skip
-        transport.watch_exit()
         try:
             await waiter
         except (SystemExit, KeyboardInterrupt):
@@ -417,40 +476,47 @@ class IOEventLoop(asyncio.SelectorEventLoop):
             return await super().getaddrinfo(
                 host, port, family=family, type=type, proto=proto, flags=flags
             )
-        return await self._resolve(
-            gevent.socket.getaddrinfo, host, port, family, type, proto, flags
-        )
+        return await self._look_up("getaddrinfo", host, port, family, type, proto, flags)
 
     async def getnameinfo(self, sockaddr: Any, flags: int = 0) -> Any:
         """Look a name up with the hub's resolver."""
         if _compat.base_events.socket.getnameinfo not in _OWN_RESOLVERS:
             return await super().getnameinfo(sockaddr, flags)
-        return await self._resolve(gevent.socket.getnameinfo, sockaddr, flags)
+        return await self._look_up("getnameinfo", sockaddr, flags)
 
-    async def _resolve(self, resolve: Callable[..., Any], *args: Any) -> Any:
-        # The resolver blocks the greenlet that calls it, so it gets one of its own.
-        future = self.create_future()
-
-        def run() -> None:
-            try:
-                result = resolve(*args)
-            except Exception as error:
-                if not future.done():
-                    future.set_exception(error)
-            else:
-                if not future.done():
-                    future.set_result(result)
-
+    async def _look_up(self, function: str, *args: Any) -> Any:
         started = self.time()
-        greenlet = gevent.spawn(run)
+        if type(get_hub().resolver) is ThreadResolver:
+            # What it does, in the same threads, but without printing what the caller is told, and
+            # without a greenlet that waits. Not the default executor: nobody waits for it.
+            if self._lookups is None:
+                self._lookups = HubExecutor(self, is_joined=False)
+            future = self._lookups.submit(get_original("socket", function), args)
+            greenlet = None
+        else:
+            # It blocks the greenlet that calls it, so it gets one of its own.
+            future = self.create_future()
+            greenlet = gevent.spawn(_resolve, getattr(gevent.socket, function), args, future)
         try:
             return await future
         finally:
-            greenlet.kill(block=False)
+            if greenlet is not None:
+                greenlet.kill(block=False)
             if self._debug:
                 _compat.base_events.logger.debug(
                     "Looking up %r took %.3f seconds", args, self.time() - started
                 )
+
+
+def _resolve(function: Callable[..., Any], args: Any, future: asyncio.Future[Any]) -> None:
+    try:
+        result = function(*args)
+    except Exception as error:
+        if not future.done():
+            future.set_exception(error)
+    else:
+        if not future.done():
+            future.set_result(result)
 
 
 _OWN_RESOLVERS = (

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
+import subprocess
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, cast
 
 from gevent.monkey import get_original, is_module_patched
@@ -45,12 +48,14 @@ def native_popen() -> Any:
     """Return a ``subprocess.Popen`` that blocks its OS thread, and no hub, while it starts.
 
     Of a second copy of the module: in the patched one gevent has replaced what Popen calls, so
-    that the original class does not work there either.
+    that the original class does not work there either. The copy has the original functions of
+    ``os``, and the exceptions that everybody catches.
     """
     spec = importlib.util.find_spec("subprocess")
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    # os.posix_spawn() is patched as well.
-    module._USE_POSIX_SPAWN = False  # type: ignore[attr-defined]
+    module.os = SimpleNamespace(**{name: get_original("os", name) for name in dir(os)})
+    for name in ("SubprocessError", "CalledProcessError", "TimeoutExpired"):
+        setattr(module, name, getattr(subprocess, name))
     return module.Popen

@@ -84,15 +84,14 @@ class Runner(greenlet):  # type: ignore[misc]
             parks when its handle returns.
         handle: the handle it runs, or ran last; written by the event loop.
         task: the task whose step is suspended in it, or None; written by the event loop.
-        contexts: ids of the contexts that the suspended step has entered; written by the event
-            loop.
+        entered: ids of the handle and the contexts that the suspended step has entered; written by
+            the event loop.
         claims: id to weak reference of each task that has claimed it; written by the event loop.
         eager: weak references to eager tasks whose first step, in that of another task, has left
             something with this runner; written by the event loop.
         deferred: handles that wait until it is parked; written by the event loop.
         closing: `GreenletExit` was thrown into its step, since the event loop is being closed.
         discarded: it ends when it is put away; written by the event loop.
-        may_block: exempt from ``suspend=False``.
         suspended_at, suspended_seconds: since when, or None, and for how long it was suspended;
             kept in debug mode only.
     """
@@ -101,13 +100,12 @@ class Runner(greenlet):  # type: ignore[misc]
     __slots__ = (
         "claims",
         "closing",
-        "contexts",
         "deferred",
         "discarded",
         "eager",
+        "entered",
         "handle",
         "loop",
-        "may_block",
         "resumed",
         "state",
         "suspended_at",
@@ -125,12 +123,11 @@ class Runner(greenlet):  # type: ignore[misc]
         self.deferred: list[Any] = []
         self.closing = False
         self.discarded = False
-        self.may_block = False
         self.suspended_at: float | None = None
         self.suspended_seconds = 0.0
         self.handle: Any = None
         self.task: Any = None
-        self.contexts: tuple[int, ...] = ()
+        self.entered: tuple[int, ...] = ()
 
     # aiohttp's AppKey goes up the stack to a frame of a module, and takes the end of the stack
     # for an error. In a greenlet the stack ends at the greenlet's first function, so that
@@ -210,7 +207,7 @@ class Runner(greenlet):  # type: ignore[misc]
             BlockingCallError: the event loop was made with ``suspend=False``.
         """
         loop = self.loop
-        if loop is not None and not (loop._suspend or self.closing or self.may_block):
+        if loop is not None and not (loop._suspend or self.closing):
             raise _blocking_call(sys._getframe(1))
         self.state = SUSPENDED
 

@@ -51,8 +51,8 @@ class StepsEventLoop(IOEventLoop):
         _parked: the other ones that have nothing to do.
         _suspended: the runners with a suspended step.
         _suspended_tasks: the tasks whose step is suspended, with the runner it is suspended in.
-        _special: what a batch must look at before it runs a handle: ids of the contexts that
-            suspended steps have entered, and ids of the tasks that have claimed a runner.
+        _special: what a batch must look at before it runs a handle: ids of the handles and the
+            contexts that suspended steps have entered, and of the tasks that have claimed a runner.
         _claimed: the runners that tasks have claimed; see `_claim`.
         _suspects: parked runners, out of the pool until it is known whether they are claimed.
         _next: the claimed runner that the next batch is for.
@@ -125,9 +125,9 @@ class StepsEventLoop(IOEventLoop):
                 # It was cancelled while it ran: this is the place where it hears of that.
                 task._throw_instead()
         handle = runner.handle
-        # The context of the handle, and the one entered last inside of it.
-        runner.contexts = id(handle._context), id(runner.gr_context)
-        for key in runner.contexts:
+        # The handle, its context, and the one entered last inside of that.
+        runner.entered = id(handle), id(handle._context), id(runner.gr_context)
+        for key in runner.entered:
             self._special[key] = runner
         if handle.__class__ is IOHandle:
             self._hold_io(handle)
@@ -136,7 +136,7 @@ class StepsEventLoop(IOEventLoop):
         if runner.state is LIVE:
             # Not the runner but a raw greenlet of the step went to the hub.
             note_stray(runner)
-            if not self._suspend and not runner.may_block:
+            if not self._suspend:
                 runner.parent.loop.run_callback(
                     runner.throw_into_step,
                     BlockingCallError(
@@ -151,7 +151,7 @@ class StepsEventLoop(IOEventLoop):
         if runner.suspended_at is not None:
             runner.suspended_seconds += self.time() - runner.suspended_at
             runner.suspended_at = None
-        for key in runner.contexts:
+        for key in runner.entered:
             self._special.pop(key, None)
         task = runner.task
         if task is not None:
@@ -274,6 +274,11 @@ class StepsEventLoop(IOEventLoop):
         # Whether this runner may run the handle. If not, the next batch is for the one that may.
         # None if it has to wait.
         special = self._special
+        suspended = special.get(id(handle))
+        if suspended is not None:
+            # The handler of a signal, say, that has come again.
+            suspended.deferred.append(handle)
+            return None
         task = getattr(handle._callback, "__self__", None)
         claimed = special.get(id(task))
         if claimed is not None and claimed is not runner and claimed.state is not PARKED:

@@ -2,31 +2,51 @@
 
 They read at most `READ_SIZE` bytes at a time. The standard library's 256 KiB are above the
 size from which malloc maps memory, so every read costs an mmap and its page faults.
+
+A method of a protocol may block in gevent, and is suspended then, while the event loop goes on.
+Rule 1: a protocol hears of one thing after the other all the same: connection_made(), what was
+        read, connection_lost(). Only pause_writing() and resume_writing() may come in between,
+        since what is suspended may wait for that.
+Rule 2: what waits for connection_made(), ``create_connection()`` say, waits until it returns.
+Rule 3: nothing of asyncio's is suspended amid its own work on a transport.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import gevent.socket
+from gevent.event import Event
 from gevent.hub import get_hub
 from greenlet import getcurrent
 
 from asyncio_gevent import _compat
 from asyncio_gevent._originals import is_module_patched, native_popen
-from asyncio_gevent._runners import Runner
 from asyncio_gevent._watchers import ChildWatcher, close, reaped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["DatagramTransport", "ReadPipeTransport", "SocketTransport", "SubprocessTransport"]
+__all__ = [
+    "DatagramTransport",
+    "ReadPipeTransport",
+    "SSLProtocol",
+    "SocketTransport",
+    "SubprocessTransport",
+    "WritePipeTransport",
+]
 
 #: Bytes that a transport reads at a time, at most.
 READ_SIZE = 64 * 1024
+
+#: Calls of a subprocess protocol that wait for one that is suspended, before the pipes are no
+#: longer read.
+MAX_WAITING_CALLS = 16
 
 
 def _socket_methods(sock: Any) -> Any:
@@ -35,18 +55,145 @@ def _socket_methods(sock: Any) -> Any:
     return sock._sock if type(sock) is gevent.socket.socket else sock
 
 
-class SocketTransport(_compat.SelectorSocketTransport):  # type: ignore[misc]
+class _Introduction:
+    """Stands for a protocol while its transport is made, which schedules ``connection_made()``.
+
+    So that it is the transport that calls it, in `_introduce`.
+    """
+
+    def __init__(self, protocol: Any) -> None:
+        self._protocol = protocol
+
+    def connection_made(self, transport: Any) -> None:
+        transport._introduce(self._protocol)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._protocol, name)
+
+
+class _Introducing:
+    """The beginning of a transport: nothing comes before connection_made() has returned.
+
+    Attributes:
+        _introduced: it has.
+        _waiter: a future to be done then, or None.
+    """
+
+    if TYPE_CHECKING:
+        _loop: Any
+
+    _introduced = False
+    _waiter: asyncio.Future[None] | None = None
+
+    def _introduce(self, protocol: Any) -> None:
+        loop = self._loop
+        try:
+            protocol.connection_made(self)
+        finally:
+            self._introduced = True
+            waiter, self._waiter = self._waiter, None
+            if not loop.is_closed():
+                if waiter is not None and not waiter.done():
+                    waiter.set_result(None)
+                self._begin()
+
+    def _begin(self) -> None:
+        """Go on with what has waited for the introduction."""
+        raise NotImplementedError
+
+
+class _OneAfterTheOther(_Introducing):
+    """Rule 1 for a transport of one descriptor.
+
+    Attributes:
+        _reading, _writing: the protocol is being told of something that was read, or that it may
+            write; it may be suspended.
+        _read_due: the descriptor was ready to read before the protocol was.
+        _resume_due: resume_writing() is to be called when it is safe.
+        _lost: with what the connection was lost meanwhile, or None.
+        _is_lost: connection_lost() was called.
+    """
+
+    if TYPE_CHECKING:
+        _closing: bool
+        _read_ready: Any
+
+    _reading = False
+    _writing = False
+    _read_due = False
+    _resume_due = False
+    _lost: tuple[BaseException | None] | None = None
+    _is_lost = False
+
+    def _descriptor(self) -> int:
+        raise NotImplementedError
+
+    def _begin(self) -> None:
+        if self._read_due and not (self._closing or getattr(self, "_paused", False)):
+            self._loop._add_reader(self._descriptor(), self._read_ready)
+        if self._lost is not None:
+            self._call_connection_lost(self._lost[0])
+
+    def _read_later(self) -> None:
+        # Before the introduction: stop watching, or it would be called again and again.
+        self._read_due = True
+        self._loop._remove_reader(self._descriptor())
+
+    def _call_reading(self, call: Callable[..., Any], *args: Any) -> None:
+        """Make a call of the protocol, or one that ends with such a call."""
+        self._reading = True
+        try:
+            call(*args)
+        finally:
+            self._reading = False
+            if self._lost is not None:
+                self._call_connection_lost(self._lost[0])
+
+    def _call_writing(self, write_ready: Callable[[], None]) -> None:
+        """Make a call of asyncio's that writes, and then tell the protocol if it may write."""
+        if self._writing:  # a call of writelines(), while resume_writing() is suspended
+            write_ready()
+            return
+        self._writing = True
+        try:
+            write_ready()
+            while self._resume_due:
+                self._resume_due = False
+                super()._maybe_resume_protocol()  # type: ignore[misc]
+        finally:
+            self._writing = False
+            if self._lost is not None:
+                self._call_connection_lost(self._lost[0])
+
+    def _maybe_resume_protocol(self) -> None:
+        # What calls it goes on with the transport afterwards, so not now.
+        if self._writing:
+            self._resume_due = True
+        else:
+            super()._maybe_resume_protocol()  # type: ignore[misc]
+
+    def _call_connection_lost(self, exc: BaseException | None) -> None:
+        if self._reading or self._writing or not self._introduced:
+            if self._lost is None:
+                self._lost = (exc,)
+        elif not self._is_lost:  # asyncio calls it once, but not knowing of a call that waits
+            self._is_lost = True
+            self._lost = None
+            super()._call_connection_lost(exc)  # type: ignore[misc]
+
+
+class SocketTransport(_OneAfterTheOther, _compat.SelectorSocketTransport):  # type: ignore[misc]
     """A stream socket, with a short way for what it does most.
 
     The short ways do what the standard library's methods do, with fewer calls: reading for a
     protocol that is not buffered, and a write that the socket takes as a whole.
 
     Attributes:
-        _calling: the protocol is being told of something that was read; it may be suspended.
-        _lost: with what the connection was lost meanwhile, or None.
+        _is_plain: the protocol takes its data by the short way.
     """
 
     max_size = READ_SIZE
+    _is_plain = False
 
     def __init__(
         self,
@@ -56,22 +203,33 @@ class SocketTransport(_compat.SelectorSocketTransport):  # type: ignore[misc]
         waiter: Any = None,
         extra: Any = None,
         server: Any = None,
+        **kwargs: Any,
     ) -> None:
-        self._calling = False
-        self._lost: tuple[BaseException | None] | None = None
         methods = _socket_methods(sock)
         self._recv = methods.recv
         self._send = methods.send
-        super().__init__(loop, sock, protocol, waiter, extra, server)
+        super().__init__(loop, sock, _Introduction(protocol), None, extra, server, **kwargs)
+        self._waiter = waiter
+        self.set_protocol(protocol)
+
+    def _descriptor(self) -> int:
+        return self._sock_fd  # type: ignore[no-any-return]
 
     def set_protocol(self, protocol: Any) -> None:
         """Set the protocol that gets the events from now on."""
         super().set_protocol(protocol)
-        self._is_buffered = isinstance(protocol, asyncio.BufferedProtocol)
+        self._is_plain = self._introduced and not isinstance(protocol, asyncio.BufferedProtocol)
+
+    def _begin(self) -> None:
+        self._is_plain = not isinstance(self._protocol, asyncio.BufferedProtocol)
+        super()._begin()
 
     def _read_ready(self) -> None:
-        if self._is_buffered:
-            self._call_protocol(super()._read_ready)
+        if not self._is_plain:
+            if self._introduced:
+                self._call_reading(super()._read_ready)
+            else:
+                self._read_later()
             return
         if self._conn_lost:
             return
@@ -85,10 +243,10 @@ class SocketTransport(_compat.SelectorSocketTransport):  # type: ignore[misc]
             self._fatal_error(error, "Fatal read error on socket transport")
             return
         if not data:
-            self._call_protocol(self._read_ready__on_eof)
+            self._call_reading(self._read_ready__on_eof)
             return
-        # What `_call_protocol` does, without the call.
-        self._calling = True
+        # What `_call_reading` does, without the call.
+        self._reading = True
         try:
             self._protocol.data_received(data)
         except (SystemExit, KeyboardInterrupt):
@@ -96,31 +254,20 @@ class SocketTransport(_compat.SelectorSocketTransport):  # type: ignore[misc]
         except BaseException as error:
             self._fatal_error(error, "Fatal error: protocol.data_received() call failed.")
         finally:
-            self._calling = False
+            self._reading = False
             if self._lost is not None:
-                self._report_lost()
+                self._call_connection_lost(self._lost[0])
 
-    def _call_protocol(self, call: Callable[[], None]) -> None:
-        self._calling = True
-        try:
-            call()
-        finally:
-            self._calling = False
-            if self._lost is not None:
-                self._report_lost()
+    # It is the first one up to 3.11, and one of the others from 3.12 on.
 
-    def _report_lost(self) -> None:
-        assert self._lost is not None
-        (exc,), self._lost = self._lost, None
-        super()._call_connection_lost(exc)
+    def _write_ready(self) -> None:
+        self._call_writing(super()._write_ready)
 
-    def _call_connection_lost(self, exc: BaseException | None) -> None:
-        # While data_received() is suspended, the connection may be lost. The protocol hears of it
-        # afterwards, as always.
-        if self._calling:
-            self._lost = (exc,)
-        else:
-            super()._call_connection_lost(exc)
+    def _write_sendmsg(self) -> None:
+        self._call_writing(super()._write_sendmsg)
+
+    def _write_send(self) -> None:
+        self._call_writing(super()._write_send)
 
     def write_eof(self) -> None:
         """Send what is written, and then the end of the stream."""
@@ -152,13 +299,36 @@ class SocketTransport(_compat.SelectorSocketTransport):  # type: ignore[misc]
         super().write(data)
 
 
-class DatagramTransport(_compat.SelectorDatagramTransport):  # type: ignore[misc]
+class DatagramTransport(_OneAfterTheOther, _compat.SelectorDatagramTransport):  # type: ignore[misc]
     """A datagram socket."""
 
-    def __init__(self, loop: Any, sock: Any, *args: Any) -> None:
+    def __init__(
+        self,
+        loop: Any,
+        sock: Any,
+        protocol: Any,
+        address: Any = None,
+        waiter: Any = None,
+        extra: Any = None,
+        **kwargs: Any,
+    ) -> None:
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             self.max_size = READ_SIZE  # no datagram of theirs is larger; of others it would be cut
-        super().__init__(loop, sock, *args)
+        super().__init__(loop, sock, _Introduction(protocol), address, None, extra, **kwargs)
+        self._waiter = waiter
+        self.set_protocol(protocol)
+
+    def _descriptor(self) -> int:
+        return self._sock_fd  # type: ignore[no-any-return]
+
+    def _read_ready(self) -> None:
+        if self._introduced:
+            self._call_reading(super()._read_ready)
+        else:
+            self._read_later()
+
+    def _sendto_ready(self) -> None:
+        self._call_writing(super()._sendto_ready)
 
     def sendto(self, data: Any, addr: Any = None) -> None:
         """Send a datagram, at once where the socket takes it."""
@@ -167,34 +337,187 @@ class DatagramTransport(_compat.SelectorDatagramTransport):  # type: ignore[misc
         super().sendto(data, addr)
 
 
-class ReadPipeTransport(_compat.UnixReadPipeTransport):  # type: ignore[misc]
+class ReadPipeTransport(_OneAfterTheOther, _compat.UnixReadPipeTransport):  # type: ignore[misc]
     """The end of a pipe that is read."""
 
     max_size = READ_SIZE
 
+    def __init__(
+        self, loop: Any, pipe: Any, protocol: Any, waiter: Any = None, *args: Any, **kwargs: Any
+    ) -> None:
+        super().__init__(loop, pipe, _Introduction(protocol), None, *args, **kwargs)
+        self._waiter = waiter
+        self._protocol = protocol
 
-class SubprocessTransport(_compat.UnixSubprocessTransport):  # type: ignore[misc]
-    """A child process, of ``subprocess.Popen``, patched or not.
+    def _descriptor(self) -> int:
+        return self._fileno  # type: ignore[no-any-return]
+
+    def _read_ready(self) -> None:
+        if not self._introduced:
+            self._read_later()
+            return
+        # As in asyncio, but that eof_received() is a call like the others.
+        try:
+            data = os.read(self._fileno, READ_SIZE)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._fatal_error(error, "Fatal read error on pipe transport")
+            return
+        if data:
+            self._call_reading(self._protocol.data_received, data)
+            return
+        loop = self._loop
+        if loop.get_debug():
+            _compat.base_events.logger.info("%r was closed by peer", self)
+        self._closing = True
+        loop._remove_reader(self._fileno)
+        loop.call_soon(self._call_reading, self._protocol.eof_received)
+        loop.call_soon(self._call_connection_lost, None)
+
+
+class WritePipeTransport(_OneAfterTheOther, _compat.UnixWritePipeTransport):  # type: ignore[misc]
+    """The end of a pipe that is written to."""
+
+    def __init__(
+        self, loop: Any, pipe: Any, protocol: Any, waiter: Any = None, *args: Any, **kwargs: Any
+    ) -> None:
+        super().__init__(loop, pipe, _Introduction(protocol), None, *args, **kwargs)
+        self._waiter = waiter
+        self._protocol = protocol
+
+    def _write_ready(self) -> None:
+        self._call_writing(super()._write_ready)
+
+    def write(self, data: Any) -> None:
+        """Write the data, at once where the pipe takes it."""
+        if self._loop is not None:
+            self._loop._io_done = True
+        super().write(data)
+
+
+# --- TLS ----------------------------------------------------------------------------------------
+
+if sys.version_info < (3, 11):
+    # There it feeds its protocol in data_received() only, which waits for its turn already.
+    SSLProtocol: Any = _compat.SSLProtocol
+else:
+
+    class SSLProtocol(_compat.SSLProtocol):  # type: ignore[misc]
+        """TLS between a transport and a protocol, which rule 1 is for as well.
+
+        Attributes:
+            _busy: the greenlet in which the protocol is being told of something, perhaps
+                suspended, or None.
+            _again: something happened meanwhile.
+            _lost: with what the connection was lost meanwhile, or None.
+        """
+
+        _busy: Any = None
+        _again = False
+        _lost: tuple[BaseException | None] | None = None
+
+        def _in_turn(self, method: Callable[[], None]) -> None:
+            current = getcurrent()
+            if self._busy is current:  # in a call of the protocol's, as always in asyncio
+                method()
+                return
+            if self._busy is not None:
+                self._again = True
+                self._control_ssl_reading()
+                return
+            self._busy = current
+            try:
+                method()
+                while self._again:
+                    self._again = False
+                    super().buffer_updated(0)  # does what the state asks for
+            finally:
+                self._busy = None
+                if self._again:
+                    self._again = False
+                    self._loop.call_soon(self.buffer_updated, 0)
+                if self._lost is not None:
+                    (exc,), self._lost = self._lost, None
+                    super().connection_lost(exc)
+
+        def _do_handshake(self) -> None:
+            self._in_turn(super()._do_handshake)
+
+        def _do_read(self) -> None:
+            self._in_turn(super()._do_read)
+
+        def _do_flush(self) -> None:
+            self._in_turn(super()._do_flush)
+
+        def _do_shutdown(self) -> None:
+            self._in_turn(super()._do_shutdown)
+
+        def connection_lost(self, exc: BaseException | None) -> None:
+            """Called by the transport."""
+            if self._busy is None:
+                super().connection_lost(exc)
+            else:
+                self._lost = (exc,)
+
+
+# --- children -----------------------------------------------------------------------------------
+
+
+class SubprocessTransport(_Introducing, _compat.UnixSubprocessTransport):  # type: ignore[misc]
+    """A child process.
+
+    It is started by the interpreter's own Popen, patched or not. gevent's waits in the hub until
+    the child has started; whoever is cancelled or times out there leaves a child that nobody
+    knows of.
 
     Attributes:
         _calls: calls of the protocol that are due, oldest first.
         _calling: one is under way, perhaps suspended: the next one waits.
+        _caught_up: set when few calls are due, if a pipe waits for that.
+        _is_broken: the pipes could not be connected, and the protocol will not hear of anything.
     """
+
+    _is_broken = False
+
+    if TYPE_CHECKING:
+        _protocol: Any
+        _exit_waiters: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._calls: deque[tuple[Any, tuple[Any, ...]]] = deque()
         self._calling = False
+        self._caught_up: Event | None = None
         super().__init__(*args, **kwargs)
 
-    def _call(self, callback: Any, *data: Any) -> None:
-        if self._pending_calls is not None:  # the pipes are not connected yet
-            super()._call(callback, *data)
+    async def _connect_pipes(self, waiter: Any) -> None:
+        protocol = self._protocol
+        self._protocol = _Introduction(protocol)
+        connected = self._loop.create_future()
+        await super()._connect_pipes(connected)
+        if isinstance(self._protocol, _Introduction):
+            self._protocol = protocol
+        error = connected.exception()
+        if error is None:
+            self._waiter = waiter
+            if self._closed:  # meanwhile, and before there were these
+                for pipe in self._pipes.values():
+                    pipe.pipe.close()
             return
+        self._is_broken = True
+        self._wake_exit_waiters()
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(error)
+
+    def _begin(self) -> None:
+        self._call_next()
+
+    def _call(self, callback: Any, *data: Any) -> None:
         self._calls.append((callback, data))
         self._loop.call_soon(self._call_next)
 
     def _call_next(self) -> None:
-        if self._calling or not self._calls:
+        if self._calling or not (self._calls and self._introduced):
             return
         callback, data = self._calls.popleft()
         loop = self._loop
@@ -203,39 +526,53 @@ class SubprocessTransport(_compat.UnixSubprocessTransport):  # type: ignore[misc
             callback(*data)
         finally:
             self._calling = False
+            if self._caught_up is not None and len(self._calls) <= MAX_WAITING_CALLS:
+                self._caught_up.set()
+                self._caught_up = None
             if self._calls:  # they came while this one was suspended
                 loop.call_soon(self._call_next)
 
+    def _pipe_data_received(self, fd: int, data: bytes) -> None:
+        super()._pipe_data_received(fd, data)
+        if len(self._calls) > MAX_WAITING_CALLS and self._calling:
+            # This step of the pipe's is suspended as well, so that it reads no more.
+            if self._caught_up is None:
+                self._caught_up = Event()
+            self._caught_up.wait()
+
+    def _process_exited(self, returncode: int) -> None:
+        super()._process_exited(returncode)
+        self._wake_exit_waiters()
+
+    def _wake_exit_waiters(self) -> None:
+        # Else connection_lost() wakes them, which in 3.10 to 3.13 does not come if it is broken.
+        if self._is_broken and self._returncode is not None:
+            for waiter in self._exit_waiters or ():
+                if not waiter.done():
+                    waiter.set_result(self._returncode)
+            self._exit_waiters = []
+
     def _start(self, args: Any, shell: bool, stdin: Any, stdout: Any, stderr: Any,
                bufsize: int, **kwargs: Any) -> None:  # fmt: skip
-        # gevent's Popen waits in the hub for the child to have started. That takes as long as
-        # the fork that any Popen blocks for, and is not what suspend=False is to forbid.
-        current = getcurrent()
-        if isinstance(current, Runner):
-            current.may_block = True
-        try:
-            hub = get_hub()
-            if not hub.loop.default:
-                reaped.begin()
-            if hub.loop.default or not is_module_patched("subprocess"):
-                super()._start(args, shell, stdin, stdout, stderr, bufsize, **kwargs)
-            else:
-                # gevent's Popen is for the main OS thread. A native one closes its pipes with
-                # the patched os.close(), which is at once in a thread that has no hub.
-                kwargs.update(shell=shell, stdin=stdin, stdout=stdout, stderr=stderr)
-                kwargs.update(universal_newlines=False, bufsize=bufsize)
-                self._proc = hub.threadpool.apply(native_popen(), (args,), kwargs)
-        finally:
-            if isinstance(current, Runner):
-                current.may_block = False
-
-    def watch_exit(self) -> None:
-        """Tell the protocol when the child has ended."""
-        process = self._proc
-        if hasattr(process, "rawlink"):  # gevent's Popen has a child watcher itself
-            process.rawlink(lambda process: self._exited(process.returncode))
+        if not get_hub().loop.default:
+            reaped.begin()
+        if is_module_patched("subprocess") or is_module_patched("os"):
+            kwargs.update(shell=shell, stdin=stdin, stdout=stdout, stderr=stderr)
+            kwargs.update(universal_newlines=False, bufsize=bufsize)
+            self._proc = native_popen()(args, **kwargs)
         else:
+            super()._start(args, shell, stdin, stdout, stderr, bufsize, **kwargs)
+        process = self._proc
+        try:
             ChildWatcher(self._loop, get_hub(), process.pid, self._exited)
+        except BaseException:
+            # Nothing would tell that it has ended.
+            process.kill()
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                if pipe is not None:
+                    pipe.close()
+            process.wait()
+            raise
 
     def _exited(self, returncode: int) -> None:
         # In the hub. The kernel closes the pipes of a process before it tells that it has ended,

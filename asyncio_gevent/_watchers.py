@@ -8,6 +8,7 @@ Rule 3: watchers are active only while the event loop runs, and belong to the hu
 
 from __future__ import annotations
 
+import errno
 import os
 import selectors
 import signal
@@ -173,8 +174,7 @@ class _Unpolled(native_local):  # type: ignore[misc]
 
     Of a descriptor that was closed meanwhile and not removed, selectors never hear again, while
     libev and libuv abort the process when they tell the kernel of it. A prepare watcher of low
-    priority is what the hub calls last before it polls. gevent's libuv loop has none: there the
-    end of a batch has to do.
+    priority is what the hub calls last before it polls.
     """
 
     def __init__(self) -> None:
@@ -186,15 +186,23 @@ class _Unpolled(native_local):  # type: ignore[misc]
     def acquire(self, hub_loop: Any) -> list[IOHandle]:
         """Return the list to append to, which is checked until `release`."""
         self._users += 1
-        if self._hub_loop is not hub_loop or self._watcher is None:
+        if self._hub_loop is not hub_loop:
             self._close()
             self._hub_loop = hub_loop
-            if not _compat.is_libuv(hub_loop):
+            if _compat.is_cffi(hub_loop):
+                self._handles = _CheckedList(hub_loop)
+            else:
+                self._handles = []
                 # After gevent's own, which runs the callbacks of the hub. Always active: one that
                 # is started in that phase is not called any more.
                 self._watcher = hub_loop.prepare(ref=False, priority=-2)
-                self._watcher.start(self.check)
+                self._watcher.start(self._check)
         return self._handles
+
+    def _check(self) -> None:
+        if self._handles:
+            _stop_closed(self._handles)
+            self._handles.clear()
 
     def release(self) -> None:
         """Take back `acquire`."""
@@ -209,17 +217,35 @@ class _Unpolled(native_local):  # type: ignore[misc]
         if watcher is not None:
             close(watcher)
 
-    def check_at_end_of_batch(self) -> None:
-        """Do so where there is no better moment."""
-        if self._watcher is None:
-            self.check()
 
-    def check(self) -> None:
-        """Stop watching what was closed."""
-        if self._handles:
-            for handle in self._handles:
-                handle.stop_if_closed()
-            self._handles.clear()
+class _CheckedList(list[IOHandle]):
+    """The same for the loops of gevent that use cffi, where there is no such watcher: libuv's.
+
+    There it is a callback of the hub that lets all others go first. One that is closed by them may
+    be missed if they are so many that the hub polls in between.
+    """
+
+    def __init__(self, hub_loop: Any) -> None:
+        self._hub_loop = hub_loop
+        self._is_scheduled = False
+
+    def append(self, handle: IOHandle) -> None:
+        super().append(handle)
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._hub_loop.run_callback(self._check)
+
+    def _check(self) -> None:
+        _stop_closed(self)
+        if self and _compat.has_callbacks(self._hub_loop):
+            self._hub_loop.run_callback(self._check)
+        else:
+            self._is_scheduled = False
+            self.clear()
+
+def _stop_closed(handles: list[IOHandle]) -> None:
+    for handle in handles:
+        handle.stop_if_closed()
 
 
 unpolled = _Unpolled()
@@ -482,7 +508,8 @@ class ChildWatcher:
         callback: called once, unless `close` comes first.
 
     Raises:
-        RuntimeError: the system has no pidfd, and this is not the main thread.
+        RuntimeError: the system has no pidfds, and this is not the main thread.
+        OSError: no descriptor is left for one.
     """
 
     def __init__(
@@ -504,8 +531,10 @@ class ChildWatcher:
                 self._wait_for_status()
                 loop._child_watchers.add(self)
                 return
-            except OSError:  # an old kernel, or a sandbox
-                pass
+            except OSError as error:
+                if error.errno in _OUT_OF_RESOURCES and not hub.loop.default:
+                    raise
+                # An old kernel, or a sandbox; in the main thread there is another way.
         if self._pidfd >= 0:
             watcher = hub.loop.io(self._pidfd, READ)
             watcher.start(self._on_pidfd)
@@ -586,6 +615,8 @@ class ChildWatcher:
             self.close()
             callback(code)
 
+
+_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 #: Seconds to wait for the status of a child that another hub has reaped.
 STATUS_DELAY = 0.5
