@@ -14,12 +14,14 @@ from asyncio import constants, events, futures, selector_events, sslproto, tasks
 from asyncio import unix_events as _unix_events
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 import gevent
 import gevent._hub_local
 import gevent.hub
 import gevent.os
 import gevent.timeout
+from gevent.monkey import get_original
 
 __all__ = [
     "DEBUG_STACK_DEPTH",
@@ -54,6 +56,7 @@ __all__ = [
     "is_closed_timeout",
     "is_libuv",
     "leave_task",
+    "note_end",
     "pool_is_full",
     "running_loop_in_python",
     "unix_events",
@@ -177,14 +180,29 @@ has_deferred_closes: Callable[[], int] = _deferred_closes.__len__
 _no_timer = gevent.timeout._FakeTimer
 
 
+_ending_hubs: WeakSet[Any] = WeakSet()
+# Reentrant: signal handlers and destructors call as well.
+_ending = get_original("_thread", "RLock")()
+
+
 def call_in_hub(hub: Any, function: Callable[..., Any], *args: Any) -> None:
     """Have a hub call this, from any OS thread. If it was destroyed, nobody does."""
-    try:
-        hub.loop.run_callback_threadsafe(function, *args)
-    except (AttributeError, ValueError):
-        # Its thread, which may be doing so just now, has left None for the loop, or for what the
-        # loop needs; libev says ValueError.
-        pass
+    with _ending:
+        if hub not in _ending_hubs:
+            try:
+                hub.loop.run_callback_threadsafe(function, *args)
+            except (AttributeError, ValueError):
+                # Somebody has destroyed it, and left None for the loop, or for what that needs;
+                # libev says ValueError.
+                pass
+
+
+def note_end(hub: Any) -> None:
+    """Let no other OS thread call in this hub any more, before it is destroyed."""
+    # gevent's loops with cffi do not hold the GIL in what they call: one that is being destroyed
+    # would be used.
+    with _ending:
+        _ending_hubs.add(hub)
 
 
 def pool_is_full(pool: Any) -> bool:

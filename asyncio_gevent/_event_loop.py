@@ -30,7 +30,7 @@ import gevent.socket
 from gevent.event import Event
 from gevent.exceptions import InvalidSwitchError
 from gevent.hub import MAIN_THREAD_IDENT, get_hub
-from greenlet import GreenletExit, getcurrent
+from greenlet import getcurrent
 
 from asyncio_gevent import _compat
 from asyncio_gevent._compat import (
@@ -40,7 +40,7 @@ from asyncio_gevent._compat import (
 )
 from asyncio_gevent._handles import Handle, TimerHandle
 from asyncio_gevent._originals import get_ident
-from asyncio_gevent._runners import PARKED, Runner, check_tracer, find_left, find_owner
+from asyncio_gevent._runners import PARKED, Runner, check_tracer, find_left, find_owner, is_killed
 from asyncio_gevent._steps import StepsEventLoop, getrefcount
 from asyncio_gevent._tasks import Task
 from asyncio_gevent._threads import alias, current_thread, give_way, make_hub, note_running, unalias
@@ -92,7 +92,7 @@ def _is_own_work(frame: Any) -> bool:
 
 
 #: The handles that a batch runs itself. Others, of later Pythons say, have a `_run` of their own.
-_OWN_KINDS = frozenset((Handle, IOHandle, TimerHandle, asyncio.TimerHandle))
+_OWN_KINDS = frozenset((Handle, IOHandle, TimerHandle, asyncio.Handle, asyncio.TimerHandle))
 
 
 class EventLoop(StepsEventLoop):
@@ -618,7 +618,7 @@ class EventLoop(StepsEventLoop):
         suspended = runner.suspended_seconds
         self._current_handle = runner.handle
         try:
-            runner.handle._run()
+            self._run_handle(runner)
         finally:
             self._current_handle = None
         # Time in which it was suspended is time in which it did not hold up anybody.
@@ -628,22 +628,33 @@ class EventLoop(StepsEventLoop):
                 "Executing %s took %.3f seconds", _compat.format_handle(runner.handle), duration
             )
 
+    def _run_handle(self, runner: Runner) -> None:
+        kind = runner.handle.__class__
+        if kind not in _OWN_KINDS:
+            runner.handle._run()
+            return
+        try:
+            runner.handle._context.run(runner.handle._callback, *runner.handle._args)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._report(runner.handle, error)
+        finally:
+            if kind is IOHandle:
+                runner.handle.returned()
+
     def _report(self, handle: Any, error: BaseException) -> None:
         # As in asyncio.Handle._run().
+        if is_killed(error):
+            return
         context = {
             "message": f"Exception in callback {_compat.format_callback(handle)}",
             "exception": error,
             "handle": handle,
         }
+        if handle._source_traceback:
+            context["source_traceback"] = handle._source_traceback
         self.call_exception_handler(context)
-
-    def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Tell the exception handler of something that nobody else can be told of."""
-        if isinstance(context.get("exception"), GreenletExit) and (
-            getattr(getcurrent(), "closing", False)
-        ):
-            return  # thrown by `close()`, nobody's mistake
-        super().call_exception_handler(context)
 
     def _has_due_timer(self) -> bool:
         return bool(self._scheduled[0]._when < self.time() + self._clock_resolution)

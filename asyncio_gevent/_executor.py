@@ -124,11 +124,7 @@ class HubExecutor:
                 self._note_finished()
                 if not call.future.done():
                     _fail(call.future, error)
-        if (
-            self._waiting
-            and self._unfinished == len(self._waiting)
-            and not self._loop.is_closed()
-        ):
+        if self._waiting and self._unfinished == len(self._waiting) and not self._loop.is_closed():
             self._loop.call_later(POOL_RETRY_DELAY, self._start_waiting)
 
     def _done(self, call: _Call) -> None:
@@ -162,7 +158,6 @@ class HubExecutor:
                 RuntimeWarning,
                 stacklevel=3,
             )
-
 
     def finish(self) -> None:
         """Wait until no call waits or is under way, though the event loop does not run."""

@@ -45,6 +45,7 @@ __all__ = [
     "find_blocked",
     "find_left",
     "find_owner",
+    "is_killed",
     "note_stray",
 ]
 
@@ -232,6 +233,11 @@ class Runner(greenlet):  # type: ignore[misc]
             blocked = find_blocked(self)
             if blocked is not None:
                 blocked.throw(exception)
+
+
+def is_killed(error: BaseException) -> bool:
+    """Whether `Runner.kill_step` threw this into the calling step: it is nobody's mistake."""
+    return isinstance(error, GreenletExit) and getattr(getcurrent(), "closing", False)
 
 
 def _exception(args: tuple[Any, ...]) -> BaseException:

@@ -27,7 +27,7 @@ from weakref import WeakSet
 
 from gevent.hub import MAIN_THREAD_IDENT, get_hub
 
-from asyncio_gevent._compat import active_threads, get_hub_if_exists
+from asyncio_gevent._compat import active_threads, get_hub_if_exists, note_end
 from asyncio_gevent._originals import get_ident, is_module_patched, native_local, native_sleep
 from asyncio_gevent._watchers import wake_on_signals
 
@@ -111,6 +111,7 @@ class _HubOfThread:
     def __del__(self) -> None:
         # In a forked child it is another thread that forgets those that are not there any more.
         if self._hub.loop is not None and self._thread == get_ident():
+            note_end(self._hub)
             self._hub.destroy(destroy_loop=True)
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import subprocess
 import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,8 @@ from gevent.hub import get_hub
 from greenlet import getcurrent
 
 from asyncio_gevent import _compat
-from asyncio_gevent._originals import is_module_patched, native_popen
+from asyncio_gevent._originals import get_original, is_module_patched, native_popen
+from asyncio_gevent._runners import is_killed
 from asyncio_gevent._watchers import ChildWatcher, close, reaped
 
 if TYPE_CHECKING:
@@ -258,6 +260,12 @@ class SocketTransport(_OneAfterTheOther, _compat.SelectorSocketTransport):  # ty
             if self._lost is not None:
                 self._call_connection_lost(self._lost[0])
 
+    def _fatal_error(self, exc: BaseException, *message: str) -> None:
+        if is_killed(exc):
+            self._force_close(exc)
+        else:
+            super()._fatal_error(exc, *message)
+
     # It is the first one up to 3.11, and one of the others from 3.12 on.
 
     def _write_ready(self) -> None:
@@ -464,6 +472,15 @@ else:
 # --- children -----------------------------------------------------------------------------------
 
 
+def _is_popen_known() -> bool:
+    # Whether nobody has put a Popen of theirs there, which asyncio would call.
+    patched = sys.modules.get("gevent.subprocess")
+    return subprocess.Popen in (
+        get_original("subprocess", "Popen"),
+        getattr(patched, "Popen", None),
+    )
+
+
 class SubprocessTransport(_Introducing, _compat.UnixSubprocessTransport):  # type: ignore[misc]
     """A child process.
 
@@ -504,6 +521,10 @@ class SubprocessTransport(_Introducing, _compat.UnixSubprocessTransport):  # typ
                 for pipe in self._pipes.values():
                     pipe.pipe.close()
             return
+        process = self._proc
+        for number, file in enumerate((process.stdin, process.stdout, process.stderr)):
+            if file is not None and self._pipes[number] is None:
+                file.close()
         self._is_broken = True
         self._wake_exit_waiters()
         if waiter is not None and not waiter.done():
@@ -556,7 +577,7 @@ class SubprocessTransport(_Introducing, _compat.UnixSubprocessTransport):  # typ
                bufsize: int, **kwargs: Any) -> None:  # fmt: skip
         if not get_hub().loop.default:
             reaped.begin()
-        if is_module_patched("subprocess") or is_module_patched("os"):
+        if (is_module_patched("subprocess") or is_module_patched("os")) and _is_popen_known():
             kwargs.update(shell=shell, stdin=stdin, stdout=stdout, stderr=stderr)
             kwargs.update(universal_newlines=False, bufsize=bufsize)
             self._proc = native_popen()(args, **kwargs)

@@ -243,6 +243,7 @@ class _CheckedList(list[IOHandle]):
             self._is_scheduled = False
             self.clear()
 
+
 def _stop_closed(handles: list[IOHandle]) -> None:
     for handle in handles:
         handle.stop_if_closed()
@@ -428,9 +429,7 @@ class _Reaped:
 
     def _begin(self) -> None:
         loop = self.main_hub.loop
-        if not _compat.is_libuv(loop) and (
-            self._watcher is None or self._watcher.loop is not loop
-        ):
+        if not _compat.is_libuv(loop) and (self._watcher is None or self._watcher.loop is not loop):
             # ref=False: it is no reason for that hub to go on.
             self._watcher = watcher = loop.child(0, ref=False)
             watcher.start(lambda *_: self._note(watcher.rpid, watcher.rstatus))

@@ -15,7 +15,7 @@ import gevent.event
 import gevent.threadpool
 import pytest
 from gevent.monkey import get_original
-from support import UNIT, Polls, in_greenlet, native_ident, native_sleep, until
+from support import UNIT, Polls, in_greenlet, native_ident, native_sleep, run_script, until
 
 import asyncio_gevent
 from asyncio_gevent import EventLoop
@@ -280,9 +280,7 @@ def test_a_standard_executor_is_respected() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="own") as executor:
-            name = await loop.run_in_executor(
-                executor, lambda: threading.current_thread().name
-            )
+            name = await loop.run_in_executor(executor, lambda: threading.current_thread().name)
             assert name.startswith("own")
             with pytest.raises(Error):
                 await loop.run_in_executor(executor, _raise, Error())
@@ -407,3 +405,13 @@ def test_a_call_that_cannot_be_started_is_not_waited_for(monkeypatch: pytest.Mon
         raise RuntimeError("no thread")
 
     asyncio_gevent.run(main())  # which waits for the calls in the end
+
+
+@pytest.mark.parametrize("how", ["closed", "left open", "queued", "forked"])
+def test_calls_are_finished_before_the_interpreter_ends(how: str) -> None:
+    """As those of concurrent.futures, also if nobody called shutdown_default_executor()."""
+    calls = 20 if how == "queued" else 1
+    # A loop that is not closed warns, as it should.
+    warnings = "ignore" if how == "left open" else "error"
+    finished = run_script("unfinished_calls", how, warnings=warnings)
+    finished.check("\n".join(["program ends", *["call ends"] * calls]))

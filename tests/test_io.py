@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import pathlib
 import socket
@@ -19,7 +20,7 @@ import gevent.server
 import gevent.socket
 import gevent.subprocess
 import pytest
-from support import LIBUV, PATCHED, PLACES, UNIT, os_close, run_script, until
+from support import PATCHED, PLACES, UNIT, os_close, run_script, until
 
 import asyncio_gevent
 
@@ -274,6 +275,60 @@ async def names() -> None:
         ("127.0.0.1", 80), socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
     )
     assert (host, port) == ("127.0.0.1", "80")
+
+
+def test_a_bad_name_is_the_callers_business(capfd: pytest.CaptureFixture[str]) -> None:
+    """The hub's resolver prints such errors, which are raised where the name was looked up."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        with pytest.raises(UnicodeError):
+            await loop.getaddrinfo("x" * 70, 80)
+        with pytest.raises(TypeError):
+            await loop.getnameinfo("no tuple")  # type: ignore[arg-type]
+        with pytest.raises(socket.gaierror):
+            await loop.getaddrinfo("localhost", "no such service")
+
+    asyncio_gevent.run(main())
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_another_resolver_of_the_hub(is_cancelled: bool) -> None:
+    """It waits in a greenlet, which is not left waiting."""
+    asked: list[Any] = []
+    answer = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 80))
+    ended = gevent.event.Event()
+
+    class Resolver:
+        def getaddrinfo(self, *args: Any) -> Any:
+            asked.append(args)
+            try:
+                gevent.sleep(100 if is_cancelled else 0)
+            finally:
+                ended.set()
+            if args[0] == "bad":
+                raise socket.gaierror
+            return [answer]
+
+    async def main() -> None:
+        loop: Any = asyncio.get_running_loop()
+        if is_cancelled:
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(loop.getaddrinfo("name", 80), 0.001)
+            await until(ended.is_set)
+        else:
+            assert await loop.getaddrinfo("name", 80) == [answer]
+            assert asked[0][:2] == ("name", 80)
+            with pytest.raises(socket.gaierror):
+                await loop.getaddrinfo("bad", 80)
+
+    hub = gevent.get_hub()
+    previous, hub.resolver = hub.resolver, Resolver()
+    try:
+        asyncio_gevent.run(main())
+    finally:
+        hub.resolver = previous
 
 
 async def processes() -> None:
@@ -785,6 +840,57 @@ def test_a_child_that_cannot_be_started() -> None:
     asyncio_gevent.run(main())
 
 
+def test_errors_of_a_child_are_those_that_everybody_catches() -> None:
+    """After patching it is another Popen that raises them than the one of the module."""
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    async def main() -> None:
+        with pytest.raises(subprocess.SubprocessError):
+            await asyncio.create_subprocess_exec("true", preexec_fn=fail)
+
+    asyncio_gevent.run(main())
+
+
+def test_a_popen_that_somebody_has_replaced_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refused(Exception):
+        pass
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise Refused
+
+    async def main() -> None:
+        with pytest.raises(Refused):
+            await asyncio.create_subprocess_exec("true")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    asyncio_gevent.run(main())
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="there are no pidfds")
+def test_a_child_for_which_there_is_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the main thread there is another way; elsewhere it is not left alone."""
+    started: list[int] = []
+
+    def pidfd_open(pid: int, flags: int = 0) -> int:
+        started.append(pid)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def main() -> int:
+        process = await asyncio.create_subprocess_exec("cat", stdin=asyncio.subprocess.PIPE)
+        process.terminate()
+        return await process.wait()
+
+    monkeypatch.setattr(os, "pidfd_open", pidfd_open)
+    assert asyncio_gevent.run(main()) == -15
+    started.clear()
+    with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+        PLACES["native"](lambda: asyncio_gevent.run(main()))
+    with pytest.raises(ProcessLookupError):
+        os.kill(started[0], 0)
+
+
 def test_a_child_that_is_killed_and_one_that_is_cancelled() -> None:
     async def main() -> None:
         process = await asyncio.create_subprocess_exec("cat", stdin=asyncio.subprocess.PIPE)
@@ -861,9 +967,6 @@ def test_a_subprocess_protocol_that_blocks_is_called_in_order() -> None:
 # --- descriptors that are closed without a word ---------------------------------------------------
 
 
-@pytest.mark.skipif(
-    LIBUV and not PATCHED, reason="gevent's libuv loop has no moment between callbacks and poll"
-)
 @pytest.mark.parametrize("closes", ["a greenlet", "a resumed step"])
 def test_a_descriptor_that_is_closed_right_after_it_was_registered(closes: str) -> None:
     """Before the hub has told the kernel of it. libev would abort the process."""

@@ -185,9 +185,7 @@ def test_a_loop_in_each_of_two_hundred_patched_threads() -> None:
         await asyncio.sleep(0.001)
         results.append(number)
 
-    threads = [
-        threading.Thread(target=lambda n=n: asyncio_gevent.run(main(n))) for n in range(200)
-    ]
+    threads = [threading.Thread(target=lambda n=n: asyncio_gevent.run(main(n))) for n in range(200)]
     for thread in threads:
         thread.start()
     for thread in threads:

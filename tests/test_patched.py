@@ -21,7 +21,8 @@ TESTS = pathlib.Path(__file__).parent
 FILES = [
     "test_bad_input.py", "test_cancel.py", "test_event_loop.py", "test_executor.py",
     "test_fork.py", "test_io.py", "test_leaks.py", "test_many_loops.py",
-    "test_run_and_policy.py", "test_signals.py", "test_suspension.py", "test_threads.py",
+    "test_protocols.py", "test_run_and_policy.py", "test_signals.py", "test_suspension.py",
+    "test_threads.py",
 ]  # fmt: skip
 
 #: Seconds for one file, which takes less than 15.

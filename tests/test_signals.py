@@ -13,6 +13,7 @@ import gevent
 import gevent.event
 import pytest
 from support import (
+    UNIT,
     NativeThread,
     end_script,
     in_native_thread,
@@ -198,6 +199,31 @@ def test_a_signal_while_a_step_computes() -> None:
     asyncio_gevent.run(main())
 
 
+def test_a_suspended_handler_is_not_entered_by_the_next_signal() -> None:
+    seen: list[str] = []
+    release = gevent.event.Event()
+
+    def handler() -> None:
+        seen.append("enter")
+        release.wait()
+        seen.append("leave")
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGUSR1, handler)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            await until(lambda: seen)
+            await asyncio.sleep(UNIT / 2)
+            assert seen == ["enter"]
+        release.set()
+        await until(lambda: len(seen) == 4)
+        loop.remove_signal_handler(signal.SIGUSR1)
+
+    asyncio_gevent.run(main())
+    assert seen == ["enter", "leave"] * 2
+
+
 def test_only_in_the_main_thread() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -285,7 +311,12 @@ CLEANED_UP = "cleans up\ncleaned up\n"
 @pytest.mark.parametrize(
     "how",
     [
-        "waits", "another task", "blocks", "blocks in a raw greenlet", "busy", "greenlet",
+        "waits",
+        "another task",
+        "blocks",
+        "blocks in a raw greenlet",
+        "busy",
+        "greenlet",
         "busy greenlet",
     ],
 )
