@@ -166,11 +166,17 @@ class IOEventLoop(asyncio.SelectorEventLoop):
         self._ensure_fd_no_transport(fd)
         return self._remove_io(self._writers, _registered(self._writers, fd))
 
-    def _add_reader(self, fd: int, callback: Callable[..., Any], *args: Any) -> IOHandle:
-        return self._add_io(self._readers, fd, READ, callback, args)
+    # Transports of 3.15 pass the context of whoever has made them.
 
-    def _add_writer(self, fd: int, callback: Callable[..., Any], *args: Any) -> IOHandle:
-        return self._add_io(self._writers, fd, WRITE, callback, args)
+    def _add_reader(
+        self, fd: int, callback: Callable[..., Any], *args: Any, context: Any = None
+    ) -> IOHandle:
+        return self._add_io(self._readers, fd, READ, callback, args, context)
+
+    def _add_writer(
+        self, fd: int, callback: Callable[..., Any], *args: Any, context: Any = None
+    ) -> IOHandle:
+        return self._add_io(self._writers, fd, WRITE, callback, args, context)
 
     def _remove_reader(self, fd: int) -> bool:
         return self._remove_io(self._readers, fd)
@@ -185,6 +191,7 @@ class IOEventLoop(asyncio.SelectorEventLoop):
         mask: int,
         callback: Callable[..., Any],
         args: tuple[Any, ...],
+        context: Any = None,
     ) -> IOHandle:
         if self._closed:
             self._check_closed()
@@ -194,7 +201,7 @@ class IOEventLoop(asyncio.SelectorEventLoop):
         if fd in (self._writers if mask == READ else self._readers):
             # libev would modify an entry of epoll, and aborts the process if that is not there.
             os.fstat(fd)
-        handle = IOHandle(fd, mask, callback, args, self)
+        handle = IOHandle(fd, mask, callback, args, self, context)
         previous = handles.get(fd)
         handles[fd] = handle
         if previous is not None:
@@ -246,11 +253,18 @@ class IOEventLoop(asyncio.SelectorEventLoop):
     # --- transports -------------------------------------------------------------------------
 
     def _make_socket_transport(
-        self, sock: Any, protocol: Any, waiter: Any = None, *, extra: Any = None, server: Any = None
+        self,
+        sock: Any,
+        protocol: Any,
+        waiter: Any = None,
+        *,
+        extra: Any = None,
+        server: Any = None,
+        **context: Any,
     ) -> Any:
         if _compat.LIBRARY_VERSION_CHECKS_FDS:
             self._ensure_fd_no_transport(sock)
-        return SocketTransport(self, sock, protocol, waiter, extra, server)
+        return SocketTransport(self, sock, protocol, waiter, extra, server, **context)
 
     def _make_ssl_transport(
         self,
@@ -263,14 +277,15 @@ class IOEventLoop(asyncio.SelectorEventLoop):
         server_hostname: str | None = None,
         extra: Any = None,
         server: Any = None,
-        **timeouts: Any,
+        **options: Any,
     ) -> Any:
         if _compat.LIBRARY_VERSION_CHECKS_FDS:
             self._ensure_fd_no_transport(rawsock)
+        context = {"context": options.pop("context")} if "context" in options else {}
         ssl_protocol = SSLProtocol(
-            self, protocol, sslcontext, waiter, server_side, server_hostname, **timeouts
+            self, protocol, sslcontext, waiter, server_side, server_hostname, **options
         )
-        SocketTransport(self, rawsock, ssl_protocol, extra=extra, server=server)
+        SocketTransport(self, rawsock, ssl_protocol, extra=extra, server=server, **context)
         return ssl_protocol._app_transport
 
     if sys.version_info >= (3, 11):
@@ -323,11 +338,17 @@ class IOEventLoop(asyncio.SelectorEventLoop):
             return ssl_protocol._app_transport
 
     def _make_datagram_transport(
-        self, sock: Any, protocol: Any, address: Any = None, waiter: Any = None, extra: Any = None
+        self,
+        sock: Any,
+        protocol: Any,
+        address: Any = None,
+        waiter: Any = None,
+        extra: Any = None,
+        **context: Any,
     ) -> Any:
         if _compat.LIBRARY_VERSION_CHECKS_FDS:
             self._ensure_fd_no_transport(sock)
-        return DatagramTransport(self, sock, protocol, address, waiter, extra)
+        return DatagramTransport(self, sock, protocol, address, waiter, extra, **context)
 
     def _make_read_pipe_transport(
         self, pipe: Any, protocol: Any, waiter: Any = None, extra: Any = None
@@ -527,6 +548,12 @@ _OWN_RESOLVERS = (
 )
 
 
+try:
+    _epoll: Any = get_original("select", "epoll")
+except AttributeError:  # not on Linux
+    _epoll = None
+
+
 def _ignore_signal(signum: int, frame: Any) -> None:
     # There must be a handler in Python for the interpreter to write to the wake-up descriptor.
     pass
@@ -561,4 +588,9 @@ def _waitable(fd: Any) -> int:
     mode = os.fstat(fileno).st_mode
     if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+    if stat.S_ISCHR(mode) and _epoll is not None:
+        # A terminal can be waited for, /dev/null cannot. Only epoll knows: libev takes what it
+        # refuses for always ready.
+        with _epoll() as epoll:
+            epoll.register(fileno, 0)
     return fileno

@@ -575,8 +575,8 @@ class SubprocessTransport(_Introducing, _compat.UnixSubprocessTransport):  # typ
 
     def _start(self, args: Any, shell: bool, stdin: Any, stdout: Any, stderr: Any,
                bufsize: int, **kwargs: Any) -> None:  # fmt: skip
-        if not get_hub().loop.default:
-            reaped.begin()
+        hub = get_hub()
+        begun = 0 if hub.loop.default else reaped.begin()
         if (is_module_patched("subprocess") or is_module_patched("os")) and _is_popen_known():
             kwargs.update(shell=shell, stdin=stdin, stdout=stdout, stderr=stderr)
             kwargs.update(universal_newlines=False, bufsize=bufsize)
@@ -585,7 +585,7 @@ class SubprocessTransport(_Introducing, _compat.UnixSubprocessTransport):  # typ
             super()._start(args, shell, stdin, stdout, stderr, bufsize, **kwargs)
         process = self._proc
         try:
-            ChildWatcher(self._loop, get_hub(), process.pid, self._exited)
+            ChildWatcher(self._loop, hub, process.pid, self._exited, begun)
         except BaseException:
             # Nothing would tell that it has ended.
             process.kill()

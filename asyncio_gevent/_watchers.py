@@ -62,9 +62,15 @@ class IOHandle(Handle):
         _cancelled: bool
 
     def __init__(
-        self, fd: int, events: int, callback: Callable[..., Any], args: tuple[Any, ...], loop: Any
+        self,
+        fd: int,
+        events: int,
+        callback: Callable[..., Any],
+        args: tuple[Any, ...],
+        loop: Any,
+        context: Any = None,
     ) -> None:
-        super().__init__(callback, args, loop, None)
+        super().__init__(callback, args, loop, context)
         self.fd = fd
         self.events = events
         self.fileobj: Any = fd
@@ -416,16 +422,23 @@ class _Reaped:
     def __init__(self) -> None:
         self.main_hub: Any = None
         self._watcher: Any = None
-        self._statuses: dict[int, int] = {}
+        self._count = 0
+        self._statuses: dict[int, tuple[int, int]] = {}
         self._waiting: dict[int, ChildWatcher] = {}
 
-    def begin(self) -> None:
-        """Keep statuses from now on, if gevent takes them. From any OS thread, before a child."""
+    def begin(self) -> int:
+        """Keep statuses from now on, if gevent takes them. From any OS thread, before a child.
+
+        Returns:
+            What `claim` is to be told: an older status was of another child of that number.
+        """
+        count = self._count
         if _gevent_reaps():
             if self.main_hub is None:
                 self.main_hub = _compat.find_main_hub()
             if self.main_hub is not None:
                 _compat.call_in_hub(self.main_hub, self._begin)
+        return count
 
     def _begin(self) -> None:
         loop = self.main_hub.loop
@@ -452,19 +465,21 @@ class _Reaped:
 
     def _note(self, pid: int, status: int) -> None:
         # In this order: `claim`, in another thread, does it the other way round.
-        self._statuses[pid] = status
+        self._count += 1
+        self._statuses[pid] = self._count, status
         while len(self._statuses) > self.KEPT:
             del self._statuses[next(iter(self._statuses))]
         waiting = self._waiting.pop(pid, None)
         if waiting is not None and self._statuses.pop(pid, None) is not None:  # not claimed
             _compat.call_in_hub(waiting.hub, waiting.ended, status)
 
-    def claim(self, watcher: ChildWatcher, pid: int) -> int | None:
+    def claim(self, watcher: ChildWatcher, pid: int, begun: int) -> int | None:
         """Return the status of a child that has ended, or None: then ``ended`` will be called."""
         self._waiting[pid] = watcher
-        status = self._statuses.pop(pid, None)
-        if status is not None:
-            self.forget(pid)
+        count, status = self._statuses.pop(pid, (0, 0))
+        if count <= begun:
+            return None
+        self.forget(pid)
         return status
 
     def forget(self, pid: int) -> None:
@@ -505,6 +520,7 @@ class ChildWatcher:
         hub: its hub.
         pid: the child.
         callback: called once, unless `close` comes first.
+        begun: what `_Reaped.begin` has returned before the child was started.
 
     Raises:
         RuntimeError: the system has no pidfds, and this is not the main thread.
@@ -512,8 +528,9 @@ class ChildWatcher:
     """
 
     def __init__(
-        self, loop: EventLoop, hub: Any, pid: int, callback: Callable[[int], None]
+        self, loop: EventLoop, hub: Any, pid: int, callback: Callable[[int], None], begun: int = 0
     ) -> None:
+        self._begun = begun
         self._loop = loop
         self.hub = hub
         self._pid = pid
@@ -589,7 +606,7 @@ class ChildWatcher:
     def _wait_for_status(self) -> None:
         # Somebody else reaps it, or has done so. A hub that does tells us in a moment.
         if not self.hub.loop.default:
-            status = reaped.claim(self, self._pid)
+            status = reaped.claim(self, self._pid, self._begun)
             if status is not None:
                 self.hub.loop.run_callback(self.ended, status)
                 return

@@ -389,8 +389,9 @@ def test_a_closed_socket(loop: Any) -> None:
             call(sock, int)
 
 
-def test_a_file_that_cannot_be_waited_for(loop: Any) -> None:
-    with open(__file__) as file:
+@pytest.mark.parametrize("path", [__file__, os.devnull])
+def test_a_file_that_cannot_be_waited_for(loop: Any, path: str) -> None:
+    with open(path) as file:
         for call in (loop.add_reader, loop.add_writer):
             with pytest.raises(PermissionError):
                 call(file, int)

@@ -23,6 +23,7 @@ import pytest
 from support import PATCHED, PLACES, UNIT, os_close, run_script, until
 
 import asyncio_gevent
+from asyncio_gevent._watchers import _Reaped
 
 CERTIFICATE = pathlib.Path(__file__).parent / "certificate.pem"
 MEGABYTE = bytes(range(256)) * 4096
@@ -1059,3 +1060,14 @@ def test_sendto_after_close_is_ignored() -> None:
 
 def test_the_status_of_a_child_that_the_hub_reaps() -> None:
     run_script("reaped_child").check("7")
+
+
+def test_a_status_that_is_older_than_the_child_is_of_another_one() -> None:
+    """The system gives numbers of processes again."""
+    kept = _Reaped()
+    nobody: Any = None
+    kept._note(7, 256)
+    assert kept.claim(nobody, 7, begun=1) is None
+    kept.forget(7)
+    kept._note(7, 512)
+    assert kept.claim(nobody, 7, begun=1) == 512
