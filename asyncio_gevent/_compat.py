@@ -29,6 +29,7 @@ __all__ = [
     "MAXIMUM_TIMEOUT",
     "MIN_CANCELLED_TIMERS_FRACTION",
     "MIN_SCHEDULED_TIMERS",
+    "SSL_SHUTDOWN",
     "UNCANCEL_FORGETS",
     "DefaultEventLoopPolicy",
     "SSLProtocol",
@@ -117,6 +118,8 @@ UnixReadPipeTransport: Any = _unix_events._UnixReadPipeTransport  # type: ignore
 UnixWritePipeTransport: Any = _unix_events._UnixWritePipeTransport  # type: ignore[attr-defined]
 UnixSubprocessTransport: Any = _unix_events._UnixSubprocessTransport  # type: ignore[attr-defined]
 SSLProtocol: Any = sslproto.SSLProtocol
+#: Its state after it has flushed what it had read; 3.11 and later.
+SSL_SHUTDOWN: Any = getattr(getattr(sslproto, "SSLProtocolState", None), "SHUTDOWN", None)
 
 #: asyncio's exception for one of concurrent.futures.
 convert_future_exception: Callable[[BaseException], BaseException] = futures._convert_future_exc  # type: ignore[attr-defined]

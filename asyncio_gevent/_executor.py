@@ -14,6 +14,7 @@ import os
 import warnings
 from collections import deque
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from gevent.event import Event
 from gevent.hub import get_hub
@@ -169,8 +170,8 @@ class HubExecutor:
 
 #: Executors with calls that have not ended. A program whose event loop was closed without
 #: ``shutdown_default_executor()`` waits for them when it ends, as it does for threads of its own
-#: and those of concurrent.futures.
-_busy: set[HubExecutor] = set()
+#: and those of concurrent.futures. (Not for those of other OS threads, which it cannot wait in.)
+_busy: WeakSet[HubExecutor] = WeakSet()
 _process: int | None = None
 
 

@@ -387,7 +387,8 @@ class IOEventLoop(asyncio.SelectorEventLoop):
             raise
         except BaseException:
             transport.close()
-            await transport._wait()
+            if not transport.is_calling():
+                await transport._wait()
             raise
         return transport
 

@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,11 +18,11 @@ from typing import Any, cast
 from gevent.monkey import get_original, is_module_patched
 
 __all__ = [
+    "find_popen",
     "get_ident",
     "get_original",
     "is_module_patched",
     "native_local",
-    "native_popen",
     "native_sleep",
     "os_close",
     "os_waitpid",
@@ -43,19 +44,40 @@ native_local = cast("type[Any]", get_original("_thread", "_local"))
 os_waitpid = cast("Callable[[int, int], tuple[int, int]]", get_original("os", "waitpid"))
 
 
-@functools.cache
-def native_popen() -> Any:
-    """Return a ``subprocess.Popen`` that blocks its OS thread, and no hub, while it starts.
+_popen = get_original("subprocess", "Popen")
 
-    Of a second copy of the module: in the patched one gevent has replaced what Popen calls, so
-    that the original class does not work there either. The copy has the original functions of
-    ``os``, and the exceptions that everybody catches.
+
+def find_popen() -> Any:
+    """Return the Popen that an event loop starts children with, or None.
+
+    None if somebody has put one of theirs into ``subprocess``, which asyncio then calls.
     """
-    spec = importlib.util.find_spec("subprocess")
-    assert spec is not None and spec.loader is not None
-    module: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.os = SimpleNamespace(**{name: get_original("os", name) for name in dir(os)})
-    for name in ("SubprocessError", "CalledProcessError", "TimeoutExpired"):
-        setattr(module, name, getattr(subprocess, name))
-    return module.Popen
+    gevents = getattr(sys.modules.get("gevent.subprocess"), "Popen", None)
+    if subprocess.Popen not in (_popen, gevents):
+        return None
+    return _make_popen(is_module_patched("subprocess") or is_module_patched("os"))
+
+
+@functools.cache
+def _make_popen(is_patched: bool) -> Any:
+    base = _popen
+    if is_patched:
+        # Of a second copy of the module: in the patched one gevent has replaced what Popen calls,
+        # so that the original class does not work there either.
+        spec = importlib.util.find_spec("subprocess")
+        assert spec is not None and spec.loader is not None
+        module: Any = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        module.os = SimpleNamespace(**{name: get_original("os", name) for name in dir(os)})
+        # Those that everybody catches.
+        for name in ("SubprocessError", "CalledProcessError", "TimeoutExpired"):
+            setattr(module, name, getattr(subprocess, name))
+        base = module.Popen
+
+    class Popen(base):  # type: ignore[misc, valid-type]
+        """Starts a child without a switch to the hub, and leaves it to the loop to reap it."""
+
+        def poll(self) -> Any:
+            return self.returncode
+
+    return Popen

@@ -14,9 +14,9 @@ Rule 3: nothing of asyncio's is suspended amid its own work on a transport.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import socket
-import subprocess
 import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ from gevent.hub import get_hub
 from greenlet import getcurrent
 
 from asyncio_gevent import _compat
-from asyncio_gevent._originals import get_original, is_module_patched, native_popen
+from asyncio_gevent._originals import find_popen
 from asyncio_gevent._runners import is_killed
 from asyncio_gevent._watchers import ChildWatcher, close, reaped
 
@@ -65,12 +65,20 @@ class _Introduction:
 
     def __init__(self, protocol: Any) -> None:
         self._protocol = protocol
+        made = protocol.connection_made
 
-    def connection_made(self, transport: Any) -> None:
-        transport._introduce(self._protocol)
+        def connection_made(transport: Any) -> None:
+            transport._introduce(made)
+
+        self.connection_made = _named_as(made, connection_made)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._protocol, name)
+
+
+def _named_as(method: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    # In debug mode, and where an exception is reported, a handle is described by its callback.
+    return functools.update_wrapper(function, method, updated=())
 
 
 class _Introducing:
@@ -87,31 +95,31 @@ class _Introducing:
     _introduced = False
     _waiter: asyncio.Future[None] | None = None
 
-    def _introduce(self, protocol: Any) -> None:
+    def _introduce(self, connection_made: Callable[[Any], None]) -> None:
         loop = self._loop
         try:
-            protocol.connection_made(self)
+            connection_made(self)
         finally:
             self._introduced = True
             waiter, self._waiter = self._waiter, None
             if not loop.is_closed():
-                if waiter is not None and not waiter.done():
-                    waiter.set_result(None)
-                self._begin()
+                try:
+                    self._begin()
+                finally:
+                    if waiter is not None and not waiter.done():
+                        waiter.set_result(None)
 
     def _begin(self) -> None:
         """Go on with what has waited for the introduction."""
         raise NotImplementedError
 
 
-class _OneAfterTheOther(_Introducing):
+class _Reading(_Introducing):
     """Rule 1 for a transport of one descriptor.
 
     Attributes:
-        _reading, _writing: the protocol is being told of something that was read, or that it may
-            write; it may be suspended.
+        _reading: the protocol is being told of something that was read; it may be suspended.
         _read_due: the descriptor was ready to read before the protocol was.
-        _resume_due: resume_writing() is to be called when it is safe.
         _lost: with what the connection was lost meanwhile, or None.
         _is_lost: connection_lost() was called.
     """
@@ -121,9 +129,7 @@ class _OneAfterTheOther(_Introducing):
         _read_ready: Any
 
     _reading = False
-    _writing = False
     _read_due = False
-    _resume_due = False
     _lost: tuple[BaseException | None] | None = None
     _is_lost = False
 
@@ -151,6 +157,39 @@ class _OneAfterTheOther(_Introducing):
             if self._lost is not None:
                 self._call_connection_lost(self._lost[0])
 
+    def _is_calling(self) -> bool:
+        return self._reading or not self._introduced
+
+    def _call_connection_lost(self, exc: BaseException | None) -> None:
+        if self._is_calling():
+            if self._lost is None:
+                self._lost = (exc,)
+                self._put_off_loss()
+        elif not self._is_lost:  # asyncio calls it once, but not knowing of a call that waits
+            self._is_lost = True
+            self._lost = None
+            super()._call_connection_lost(exc)  # type: ignore[misc]
+
+    def _put_off_loss(self) -> None:
+        """Do of what the loss means what need not wait for the protocol."""
+
+
+class _Writing(_Reading):
+    """The same for a transport that writes.
+
+    Attributes:
+        _writing: asyncio's code is writing, or the protocol is being told that it may; it may be
+            suspended.
+        _resume_due: resume_writing() is to be called when it is safe.
+    """
+
+    if TYPE_CHECKING:
+        _buffer: Any
+        _conn_lost: int
+
+    _writing = False
+    _resume_due = False
+
     def _call_writing(self, write_ready: Callable[[], None]) -> None:
         """Make a call of asyncio's that writes, and then tell the protocol if it may write."""
         if self._writing:  # a call of writelines(), while resume_writing() is suspended
@@ -174,17 +213,24 @@ class _OneAfterTheOther(_Introducing):
         else:
             super()._maybe_resume_protocol()  # type: ignore[misc]
 
+    def _is_calling(self) -> bool:
+        return self._reading or self._writing or not self._introduced
+
+    def _put_off_loss(self) -> None:
+        # Nothing is written any more, and who waits for that, in a suspended method say, is not to
+        # wait for connection_lost(), which waits for the method.
+        self._conn_lost += 1
+        self._buffer.clear()
+        self._maybe_resume_protocol()
+
     def _call_connection_lost(self, exc: BaseException | None) -> None:
-        if self._reading or self._writing or not self._introduced:
-            if self._lost is None:
-                self._lost = (exc,)
-        elif not self._is_lost:  # asyncio calls it once, but not knowing of a call that waits
-            self._is_lost = True
-            self._lost = None
-            super()._call_connection_lost(exc)  # type: ignore[misc]
+        if not (self._is_calling() or self._is_lost or self._loop.is_closed()):
+            # What was suspended may have written something after the loss.
+            self._loop._remove_writer(self._descriptor())
+        super()._call_connection_lost(exc)
 
 
-class SocketTransport(_OneAfterTheOther, _compat.SelectorSocketTransport):  # type: ignore[misc]
+class SocketTransport(_Writing, _compat.SelectorSocketTransport):  # type: ignore[misc]
     """A stream socket, with a short way for what it does most.
 
     The short ways do what the standard library's methods do, with fewer calls: reading for a
@@ -266,6 +312,14 @@ class SocketTransport(_OneAfterTheOther, _compat.SelectorSocketTransport):  # ty
         else:
             super()._fatal_error(exc, *message)
 
+    def _put_off_loss(self) -> None:
+        super()._put_off_loss()
+        # The peer is not to wait either.
+        try:
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it has gone
+
     # It is the first one up to 3.11, and one of the others from 3.12 on.
 
     def _write_ready(self) -> None:
@@ -282,6 +336,13 @@ class SocketTransport(_OneAfterTheOther, _compat.SelectorSocketTransport):  # ty
         if self._loop is not None:
             self._loop._io_done = True
         super().write_eof()
+
+    def writelines(self, list_of_data: Any) -> None:
+        """Send what the list has, at once where the socket takes it."""
+        if self._closing:
+            self.write(b"".join(list_of_data))  # asyncio from 3.12 on calls None then
+        else:
+            super().writelines(list_of_data)
 
     def write(self, data: Any) -> None:
         """Send the data, at once where the socket takes it."""
@@ -307,7 +368,7 @@ class SocketTransport(_OneAfterTheOther, _compat.SelectorSocketTransport):  # ty
         super().write(data)
 
 
-class DatagramTransport(_OneAfterTheOther, _compat.SelectorDatagramTransport):  # type: ignore[misc]
+class DatagramTransport(_Writing, _compat.SelectorDatagramTransport):  # type: ignore[misc]
     """A datagram socket."""
 
     def __init__(
@@ -335,6 +396,10 @@ class DatagramTransport(_OneAfterTheOther, _compat.SelectorDatagramTransport):  
         else:
             self._read_later()
 
+    def _put_off_loss(self) -> None:
+        self._buffer_size = 0  # asyncio forgets that
+        super()._put_off_loss()
+
     def _sendto_ready(self) -> None:
         self._call_writing(super()._sendto_ready)
 
@@ -345,7 +410,7 @@ class DatagramTransport(_OneAfterTheOther, _compat.SelectorDatagramTransport):  
         super().sendto(data, addr)
 
 
-class ReadPipeTransport(_OneAfterTheOther, _compat.UnixReadPipeTransport):  # type: ignore[misc]
+class ReadPipeTransport(_Reading, _compat.UnixReadPipeTransport):  # type: ignore[misc]
     """The end of a pipe that is read."""
 
     max_size = READ_SIZE
@@ -384,7 +449,7 @@ class ReadPipeTransport(_OneAfterTheOther, _compat.UnixReadPipeTransport):  # ty
         loop.call_soon(self._call_connection_lost, None)
 
 
-class WritePipeTransport(_OneAfterTheOther, _compat.UnixWritePipeTransport):  # type: ignore[misc]
+class WritePipeTransport(_Writing, _compat.UnixWritePipeTransport):  # type: ignore[misc]
     """The end of a pipe that is written to."""
 
     def __init__(
@@ -393,6 +458,9 @@ class WritePipeTransport(_OneAfterTheOther, _compat.UnixWritePipeTransport):  # 
         super().__init__(loop, pipe, _Introduction(protocol), None, *args, **kwargs)
         self._waiter = waiter
         self._protocol = protocol
+
+    def _descriptor(self) -> int:
+        return self._fileno  # type: ignore[no-any-return]
 
     def _write_ready(self) -> None:
         self._call_writing(super()._write_ready)
@@ -456,7 +524,15 @@ else:
             self._in_turn(super()._do_read)
 
         def _do_flush(self) -> None:
-            self._in_turn(super()._do_flush)
+            self._in_turn(self._flush)
+
+        def _flush(self) -> None:
+            # As in asyncio, unless what is read has suspended it, and the connection has gone.
+            state = self._state
+            self._do_read()
+            if self._state is state:
+                self._set_state(_compat.SSL_SHUTDOWN)
+                self._do_shutdown()
 
         def _do_shutdown(self) -> None:
             self._in_turn(super()._do_shutdown)
@@ -465,20 +541,16 @@ else:
             """Called by the transport."""
             if self._busy is None:
                 super().connection_lost(exc)
-            else:
-                self._lost = (exc,)
+                return
+            self._lost = (exc,)
+            # As in `_Writing._put_off_loss`.
+            self._write_backlog.clear()
+            self._write_buffer_size = 0
+            self._outgoing.read()
+            self._control_app_writing()
 
 
 # --- children -----------------------------------------------------------------------------------
-
-
-def _is_popen_known() -> bool:
-    # Whether nobody has put a Popen of theirs there, which asyncio would call.
-    patched = sys.modules.get("gevent.subprocess")
-    return subprocess.Popen in (
-        get_original("subprocess", "Popen"),
-        getattr(patched, "Popen", None),
-    )
 
 
 class SubprocessTransport(_Introducing, _compat.UnixSubprocessTransport):  # type: ignore[misc]
@@ -530,18 +602,34 @@ class SubprocessTransport(_Introducing, _compat.UnixSubprocessTransport):  # typ
         if waiter is not None and not waiter.done():
             waiter.set_exception(error)
 
+    def _introduce(self, connection_made: Callable[[Any], None]) -> None:
+        self._calling = True
+        super()._introduce(connection_made)
+
     def _begin(self) -> None:
-        self._call_next()
+        self._calling = False
+        for callback, data in self._calls:
+            self._call_soon(callback, data)
+
+    def is_calling(self) -> bool:
+        """Whether a call of the protocol is suspended, asked by another step."""
+        return self._calling
 
     def _call(self, callback: Any, *data: Any) -> None:
         self._calls.append((callback, data))
-        self._loop.call_soon(self._call_next)
+        self._call_soon(callback, data)
+
+    def _call_soon(self, callback: Any, data: tuple[Any, ...]) -> None:
+        # For the oldest one, which is this one unless something is suspended.
+        def call_next(*data: Any) -> None:
+            self._call_next()
+
+        self._loop.call_soon(_named_as(callback, call_next), *data)
 
     def _call_next(self) -> None:
         if self._calling or not (self._calls and self._introduced):
             return
         callback, data = self._calls.popleft()
-        loop = self._loop
         self._calling = True
         try:
             callback(*data)
@@ -551,7 +639,7 @@ class SubprocessTransport(_Introducing, _compat.UnixSubprocessTransport):  # typ
                 self._caught_up.set()
                 self._caught_up = None
             if self._calls:  # they came while this one was suspended
-                loop.call_soon(self._call_next)
+                self._call_soon(*self._calls[0])
 
     def _pipe_data_received(self, fd: int, data: bytes) -> None:
         super()._pipe_data_received(fd, data)
@@ -560,6 +648,12 @@ class SubprocessTransport(_Introducing, _compat.UnixSubprocessTransport):  # typ
             if self._caught_up is None:
                 self._caught_up = Event()
             self._caught_up.wait()
+
+    def _pipe_connection_lost(self, fd: int, exc: BaseException | None) -> None:
+        if fd == 0 and self._calling:
+            # As in `_Writing._put_off_loss`: what is suspended may wait until it may write.
+            self._pipes[0].pipe._maybe_resume_protocol()
+        super()._pipe_connection_lost(fd, exc)
 
     def _process_exited(self, returncode: int) -> None:
         super()._process_exited(returncode)
@@ -577,15 +671,16 @@ class SubprocessTransport(_Introducing, _compat.UnixSubprocessTransport):  # typ
                bufsize: int, **kwargs: Any) -> None:  # fmt: skip
         hub = get_hub()
         begun = 0 if hub.loop.default else reaped.begin()
-        if (is_module_patched("subprocess") or is_module_patched("os")) and _is_popen_known():
+        popen = find_popen()
+        if popen is not None:
             kwargs.update(shell=shell, stdin=stdin, stdout=stdout, stderr=stderr)
             kwargs.update(universal_newlines=False, bufsize=bufsize)
-            self._proc = native_popen()(args, **kwargs)
+            self._proc = popen(args, **kwargs)
         else:
             super()._start(args, shell, stdin, stdout, stderr, bufsize, **kwargs)
         process = self._proc
         try:
-            ChildWatcher(self._loop, hub, process.pid, self._exited, begun)
+            ChildWatcher(self._loop, hub, process, self._exited, begun)
         except BaseException:
             # Nothing would tell that it has ended.
             process.kill()

@@ -197,6 +197,8 @@ class _Unpolled(native_local):  # type: ignore[misc]
             self._hub_loop = hub_loop
             if _compat.is_cffi(hub_loop):
                 self._handles = _CheckedList(hub_loop)
+                self._watcher = hub_loop.check(ref=False)
+                self._watcher.start(self._handles.clear)
             else:
                 self._handles = []
                 # After gevent's own, which runs the callbacks of the hub. Always active: one that
@@ -228,10 +230,11 @@ class _CheckedList(list[IOHandle]):
     """The same for the loops of gevent that use cffi, where there is no such watcher: libuv's.
 
     There it is a callback of the hub that lets all others go first. One that is closed by them may
-    be missed if they are so many that the hub polls in between.
+    be missed if they are so many that the hub polls in between. It is emptied after each poll.
     """
 
     def __init__(self, hub_loop: Any) -> None:
+        super().__init__()
         self._hub_loop = hub_loop
         self._is_scheduled = False
 
@@ -247,7 +250,6 @@ class _CheckedList(list[IOHandle]):
             self._hub_loop.run_callback(self._check)
         else:
             self._is_scheduled = False
-            self.clear()
 
 
 def _stop_closed(handles: list[IOHandle]) -> None:
@@ -518,7 +520,7 @@ class ChildWatcher:
     Args:
         loop: the event loop; `close` is called when it is closed.
         hub: its hub.
-        pid: the child.
+        process: the child, a ``subprocess.Popen``, whose ``wait()`` may be called.
         callback: called once, unless `close` comes first.
         begun: what `_Reaped.begin` has returned before the child was started.
 
@@ -528,9 +530,16 @@ class ChildWatcher:
     """
 
     def __init__(
-        self, loop: EventLoop, hub: Any, pid: int, callback: Callable[[int], None], begun: int = 0
+        self,
+        loop: EventLoop,
+        hub: Any,
+        process: Any,
+        callback: Callable[[int], None],
+        begun: int = 0,
     ) -> None:
+        self._process = process
         self._begun = begun
+        pid = process.pid
         self._loop = loop
         self.hub = hub
         self._pid = pid
@@ -597,7 +606,9 @@ class ChildWatcher:
             try:
                 _, status = os_waitpid(self._pid, os.WNOHANG)
             except ChildProcessError:
-                pass
+                if self._process.returncode is not None:
+                    self._ended(self._process.returncode)
+                    return
             else:
                 self.ended(status)
                 return
@@ -615,6 +626,9 @@ class ChildWatcher:
         self._watchers.append(timer)
 
     def _lost(self) -> None:
+        if self._process.returncode is not None:  # somebody has called its wait()
+            self._ended(self._process.returncode)
+            return
         # As asyncio's child watchers do:
         _compat.base_events.logger.warning(
             "Unknown child process pid %d, will report returncode 255", self._pid

@@ -15,7 +15,7 @@ from typing import Any
 import gevent
 import gevent.event
 import pytest
-from support import UNIT, os_close, until
+from support import PATCHED, UNIT, os_close, until
 from test_io import MEGABYTE, client_context, server_context
 
 import asyncio_gevent
@@ -120,11 +120,23 @@ class DatagramJournal(Journal, asyncio.DatagramProtocol):
         self.hear("error")
 
 
+class ChildJournal(Journal, asyncio.SubprocessProtocol):
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        self.received += data
+        self.hear("data")
+
+    def pipe_connection_lost(self, fd: int, error: Any) -> None:
+        self.hear(f"end of {fd}")
+
+    def process_exited(self) -> None:
+        self.hear("exited")
+
+
 class Peer:
     """The other end, by a greenlet's means."""
 
     def __init__(self, file: Any) -> None:
-        self._file = file
+        self._file = self.socket = file
 
     def send(self, data: bytes) -> None:
         if hasattr(self._file, "sendall"):
@@ -135,8 +147,7 @@ class Peer:
     def close(self) -> None:
         self._file.close()
 
-
-Connect = Callable[[Any], Any]
+    abort = close
 
 
 @contextlib.asynccontextmanager
@@ -187,12 +198,16 @@ async def by_tls(journal: Any) -> Any:
         def close(self) -> None:
             writer.close()
 
+        def abort(self) -> None:
+            writer.transport.abort()
+
     done = loop.create_future()
     done.set_result(None)
     try:
         yield done, Writer()
     finally:
-        writer.close()
+        # Not close(): in 3.10 that waits for the peer, also where nothing is read any more.
+        writer.transport.abort()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
         server.close()
@@ -606,7 +621,131 @@ def test_data_comes_while_resume_writing_is_suspended() -> None:
     asyncio_gevent.run(main())
 
 
+@pytest.mark.parametrize("how", ["the peer goes", "abort"])
+@pytest.mark.parametrize("kind", ["socket", "TLS"])
+def test_a_method_that_waits_until_it_may_write_hears_of_the_loss(kind: str, how: str) -> None:
+    """By resume_writing(): it would wait for connection_lost(), and that for the method."""
+
+    class Writer(StreamJournal):
+        def __init__(self) -> None:
+            super().__init__()
+            self.may_write = gevent.event.Event()
+
+        def data_received(self, data: bytes) -> None:
+            self.transport.write(MEGABYTE * 8)
+            self.transport.write(MEGABYTE * 8)  # TLS lets the first one through to the transport
+            self.hear("data")
+            self.entered.set()
+            self.may_write.wait()
+            self.transport.write(MEGABYTE)
+            self.hear("...")
+
+        def resume_writing(self) -> None:
+            self.may_write.set()
+
+    journal = Writer()
+
+    async def main() -> None:
+        async with KINDS[kind][1](journal) as (connecting, peer):
+            await connecting
+            peer.send(b"data")
+            await journal.until_entered()
+            if how == "abort":
+                journal.transport.abort()
+            else:
+                peer.abort()
+            await journal.until_heard("lost")
+
+    asyncio_gevent.run(main())
+    assert journal.heard == ["made", "data", "...", "lost"] or (
+        journal.heard == ["made", "pause_writing", "data", "...", "lost"]
+    )
+
+
+@pytest.mark.parametrize("how", ["write", "writelines", "sendto"])
+def test_what_is_written_after_the_loss_leaves_no_writer(how: str) -> None:
+    """The number of the descriptor is soon another one's."""
+    kind = "datagrams" if how == "sendto" else "socket"
+
+    class Late(Journal, asyncio.Protocol, asyncio.DatagramProtocol):
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if how == "sendto":
+                for _ in range(500):
+                    self.transport.sendto(bytes(10_000))
+            elif how == "write":
+                self.transport.write(MEGABYTE)
+            else:
+                self.transport.writelines([MEGABYTE, MEGABYTE])
+
+    journal = Late("resume_writing")
+
+    async def main() -> None:
+        loop: Any = asyncio.get_running_loop()
+        async with connected_writer(kind, journal) as (transport, take):
+            write_much(kind, transport)
+            while not journal.entered.is_set():
+                take()
+                await asyncio.sleep(0)
+            transport.close()
+            await asyncio.sleep(UNIT / 2)
+            journal.release.set()
+            while "lost" not in journal.heard:
+                take()
+                await asyncio.sleep(0)
+            assert not loop._writers
+
+    asyncio_gevent.run(main())
+
+
 # --- the end --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["close", "abort"])
+def test_the_peer_need_not_wait_for_what_is_suspended(how: str) -> None:
+    async def test(journal: Any, connecting: Any, peer: Any) -> None:
+        await connecting
+        peer.send(b"data")
+        await journal.until_entered()
+        getattr(journal.transport, how)()
+        peer.socket.setblocking(False)
+        assert await asyncio.get_running_loop().sock_recv(peer.socket, 1) == b""
+        assert journal.heard == ["made", "data"]
+        journal.release.set()
+        await journal.until_heard("lost")
+
+    run("socket", ("data",), test)
+
+
+def test_errors_are_reported_with_the_name_of_the_method(observed: Any) -> None:
+    class Failing(ChildJournal):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            raise ZeroDivisionError
+
+        process_exited = connection_made  # type: ignore[assignment]
+
+    journal = Failing()
+
+    async def main() -> None:
+        nameless: Any = object
+        ends = socket.socketpair()
+        with pytest.raises(AttributeError, match="connection_made"):
+            await asyncio.get_running_loop().create_connection(nameless, sock=ends[0])
+        for end in ends:
+            end.close()
+        transport, _ = await asyncio.get_running_loop().subprocess_exec(
+            lambda: journal, "true", stdin=None, stdout=None, stderr=None
+        )
+        await journal.until_heard("lost")
+        transport.close()
+
+    asyncio_gevent.run(main())
+    messages = [context["message"] for context in observed.handled]
+    assert len(messages) == 2
+    assert all("Failing.connection_made" in message for message in messages)
+    observed.handled.clear()
+    observed.log.clear()
 
 
 def test_a_suspended_connection_lost_is_not_called_again() -> None:
@@ -655,18 +794,6 @@ def test_a_loop_closed_while_a_method_is_suspended(method: str, debug: bool) -> 
 # --- children -------------------------------------------------------------------------------------
 
 
-class ChildJournal(Journal, asyncio.SubprocessProtocol):
-    def pipe_data_received(self, fd: int, data: bytes) -> None:
-        self.received += data
-        self.hear("data")
-
-    def pipe_connection_lost(self, fd: int, error: Any) -> None:
-        self.hear(f"end of {fd}")
-
-    def process_exited(self) -> None:
-        self.hear("exited")
-
-
 def test_a_childs_protocol_hears_nothing_before_connection_made_has_returned() -> None:
     journal = ChildJournal("made")
 
@@ -680,7 +807,7 @@ def test_a_childs_protocol_hears_nothing_before_connection_made_has_returned() -
         assert not starting.done()
         journal.release.set()
         transport, protocol = await starting
-        assert protocol is journal is transport.get_protocol()
+        assert protocol is journal
         await journal.until_heard("lost")
         transport.close()
 
@@ -691,26 +818,133 @@ def test_a_childs_protocol_hears_nothing_before_connection_made_has_returned() -
     assert journal.heard[-1] == "lost"
 
 
-def test_a_protocol_that_is_slower_than_the_child() -> None:
+@pytest.mark.parametrize("method", ["made", "data"])
+def test_a_protocol_that_is_slower_than_the_child(method: str) -> None:
     """What the child writes is left in the pipe then, not taken into memory."""
-    journal = ChildJournal("data")
+    journal = ChildJournal(method)
     size = 100 * (1 << 16)
 
     async def main() -> None:
-        transport, _ = await asyncio.get_running_loop().subprocess_exec(
-            lambda: journal, "head", "-c", str(size), "/dev/zero", stdin=None, stderr=None
+        loop = asyncio.get_running_loop()
+        starting = loop.create_task(
+            loop.subprocess_exec(
+                lambda: journal, "head", "-c", str(size), "/dev/zero", stdin=None, stderr=None
+            )
         )
-        waiting: Any = transport
+        await until(lambda: journal.transport)
+        transport = waiting = journal.transport
         await until(lambda: len(waiting._calls) > MAX_WAITING_CALLS)
         await asyncio.sleep(UNIT)
         assert len(waiting._calls) == MAX_WAITING_CALLS + 1
         assert "exited" not in journal.heard
         journal.release.set()
         await journal.until_heard("lost")
+        await starting
         transport.close()
 
     asyncio_gevent.run(main())
     assert len(journal.received) == size
+
+
+def test_a_method_that_waits_to_write_to_a_child_that_ends() -> None:
+    class Writer(ChildJournal):
+        def __init__(self) -> None:
+            super().__init__()
+            self.may_write = gevent.event.Event()
+
+        def pipe_data_received(self, fd: int, data: bytes) -> None:
+            self.transport.get_pipe_transport(0).write(MEGABYTE)
+            self.entered.set()
+            self.may_write.wait()
+            self.hear("...")
+
+        def resume_writing(self) -> None:
+            self.may_write.set()
+
+    journal = Writer()
+
+    async def main() -> None:
+        transport, _ = await asyncio.get_running_loop().subprocess_exec(
+            lambda: journal, "sh", "-c", "echo text; exec sleep 100", stderr=None
+        )
+        await journal.until_entered()
+        transport.kill()
+        await journal.until_heard("lost")
+        transport.close()
+
+    asyncio_gevent.run(main())
+    assert journal.heard[:2] == ["made", "pause_writing"]
+    assert sorted(journal.heard[2:-1]) == ["...", "end of 0", "end of 1", "exited"]
+
+
+@pytest.mark.parametrize("method", ["close", "kill", "terminate"])
+def test_a_child_that_has_ended_before_it_is_told_to(method: str) -> None:
+    """Popen.poll(), which is asked then, takes the status from the watcher."""
+
+    async def main() -> int:
+        process = await asyncio.create_subprocess_exec("sh", "-c", "exit 3")
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        if method == "close":
+            process._transport.close()  # type: ignore[attr-defined]
+        else:
+            getattr(process, method)()
+        return await process.wait()
+
+    assert asyncio_gevent.run(main()) == 3
+
+
+@pytest.mark.skipif(PATCHED, reason="the hub is likely to be faster")
+def test_a_child_that_was_waited_for_by_popen() -> None:
+    async def main() -> int:
+        process = await asyncio.create_subprocess_exec("sh", "-c", "exit 3")
+        transport: Any = process._transport  # type: ignore[attr-defined]
+        assert transport.get_extra_info("subprocess").wait() == 3
+        return await process.wait()
+
+    assert asyncio_gevent.run(main()) == 3
+
+
+def test_a_start_returns_when_the_protocol_has_heard_of_what_came_first() -> None:
+    journal = ChildJournal()
+
+    async def main() -> None:
+        loop: Any = asyncio.get_running_loop()
+        connect = loop.connect_read_pipe
+
+        async def slow(*args: Any) -> Any:
+            connected = await connect(*args)
+            await until(lambda: connected[1].proc._calls)  # before the protocol is introduced
+            return connected
+
+        loop.connect_read_pipe = slow
+        transport, _ = await loop.subprocess_exec(
+            lambda: journal, "sh", "-c", "echo text; exec sleep 100", stdin=None, stderr=None
+        )
+        heard = list(journal.heard)
+        transport.kill()
+        await journal.until_heard("lost")
+        transport.close()
+        assert heard == ["made", "data"]
+
+    asyncio_gevent.run(main())
+
+
+def test_a_start_that_is_given_up_does_not_wait_for_connection_made() -> None:
+    journal = ChildJournal("made")
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        starting = loop.create_task(loop.subprocess_exec(lambda: journal, "sleep", "100"))
+        await journal.until_entered()
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        assert journal.heard == ["made"]
+        journal.release.set()
+        await journal.until_heard("lost")
+
+    asyncio_gevent.run(main())
+    assert journal.heard[-1] == "lost"
 
 
 def _children() -> set[str]:

@@ -13,9 +13,9 @@ del os.pidfd_open
 class LateWatcher(_transports.ChildWatcher):
     """Begins when the child has ended, and leaves it a zombie."""
 
-    def __init__(self, loop, hub, pid, *args):
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        super().__init__(loop, hub, pid, *args)
+    def __init__(self, loop, hub, process, *args):
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        super().__init__(loop, hub, process, *args)
 
 
 async def main() -> None:
