@@ -178,9 +178,10 @@ class _Writing(_Reading):
     """The same for a transport that writes.
 
     Attributes:
-        _writing: asyncio's code is writing, or the protocol is being told that it may; it may be
-            suspended.
-        _resume_due: resume_writing() is to be called when it is safe.
+        _writing: asyncio's code is writing, or the protocol is being told that it may; then it may
+            be suspended.
+        _is_amid: asyncio's code is writing.
+        _resume_due: resume_writing() is to be called when that has ended.
     """
 
     if TYPE_CHECKING:
@@ -188,6 +189,7 @@ class _Writing(_Reading):
         _conn_lost: int
 
     _writing = False
+    _is_amid = False
     _resume_due = False
 
     def _call_writing(self, write_ready: Callable[[], None]) -> None:
@@ -195,14 +197,15 @@ class _Writing(_Reading):
         if self._writing:  # a call of writelines(), while resume_writing() is suspended
             write_ready()
             return
-        self._writing = True
+        self._writing = self._is_amid = True
         try:
             write_ready()
+            self._is_amid = False
             while self._resume_due:
                 self._resume_due = False
                 super()._maybe_resume_protocol()  # type: ignore[misc]
         finally:
-            self._writing = False
+            self._writing = self._is_amid = False
             if self._lost is not None:
                 self._call_connection_lost(self._lost[0])
 
@@ -217,6 +220,8 @@ class _Writing(_Reading):
         return self._reading or self._writing or not self._introduced
 
     def _put_off_loss(self) -> None:
+        if self._is_amid:
+            return  # nothing is suspended: it ended with the last that was to be written
         # Nothing is written any more, and who waits for that, in a suspended method say, is not to
         # wait for connection_lost(), which waits for the method.
         self._conn_lost += 1
@@ -314,11 +319,12 @@ class SocketTransport(_Writing, _compat.SelectorSocketTransport):  # type: ignor
 
     def _put_off_loss(self) -> None:
         super()._put_off_loss()
-        # The peer is not to wait either.
-        try:
-            self._sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # it has gone
+        if not self._is_amid:
+            # The peer is not to wait either.
+            try:
+                self._sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # it has gone
 
     # It is the first one up to 3.11, and one of the others from 3.12 on.
 
@@ -410,20 +416,30 @@ class DatagramTransport(_Writing, _compat.SelectorDatagramTransport):  # type: i
         super().sendto(data, addr)
 
 
-class ReadPipeTransport(_Reading, _compat.UnixReadPipeTransport):  # type: ignore[misc]
-    """The end of a pipe that is read."""
+class _PipeEnd(_Reading):
+    """What both ends of a pipe have in common."""
 
-    max_size = READ_SIZE
+    if TYPE_CHECKING:
+        _fileno: int
+        _protocol: Any
 
     def __init__(
         self, loop: Any, pipe: Any, protocol: Any, waiter: Any = None, *args: Any, **kwargs: Any
     ) -> None:
-        super().__init__(loop, pipe, _Introduction(protocol), None, *args, **kwargs)
+        super().__init__(  # type: ignore[call-arg]
+            loop, pipe, _Introduction(protocol), None, *args, **kwargs
+        )
         self._waiter = waiter
         self._protocol = protocol
 
     def _descriptor(self) -> int:
-        return self._fileno  # type: ignore[no-any-return]
+        return self._fileno
+
+
+class ReadPipeTransport(_PipeEnd, _compat.UnixReadPipeTransport):  # type: ignore[misc]
+    """The end of a pipe that is read."""
+
+    max_size = READ_SIZE
 
     def _read_ready(self) -> None:
         if not self._introduced:
@@ -449,18 +465,8 @@ class ReadPipeTransport(_Reading, _compat.UnixReadPipeTransport):  # type: ignor
         loop.call_soon(self._call_connection_lost, None)
 
 
-class WritePipeTransport(_Writing, _compat.UnixWritePipeTransport):  # type: ignore[misc]
+class WritePipeTransport(_PipeEnd, _Writing, _compat.UnixWritePipeTransport):  # type: ignore[misc]
     """The end of a pipe that is written to."""
-
-    def __init__(
-        self, loop: Any, pipe: Any, protocol: Any, waiter: Any = None, *args: Any, **kwargs: Any
-    ) -> None:
-        super().__init__(loop, pipe, _Introduction(protocol), None, *args, **kwargs)
-        self._waiter = waiter
-        self._protocol = protocol
-
-    def _descriptor(self) -> int:
-        return self._fileno  # type: ignore[no-any-return]
 
     def _write_ready(self) -> None:
         self._call_writing(super()._write_ready)
