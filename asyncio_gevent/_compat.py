@@ -60,6 +60,7 @@ __all__ = [
     "note_end",
     "pool_is_full",
     "running_loop_in_python",
+    "socket_write_ready",
     "unix_events",
 ]
 
@@ -111,6 +112,14 @@ active_threads: dict[int, Any] = threading._active  # type: ignore[attr-defined]
 # --- asyncio: parts of the standard loop that ours is made of -----------------------------------
 
 SelectorSocketTransport: Any = selector_events._SelectorSocketTransport  # type: ignore[attr-defined]
+#: What sends more of what was written, a method of that.
+socket_write_ready: Callable[[Any], None]
+if sys.version_info < (3, 12):
+    socket_write_ready = SelectorSocketTransport._write_ready
+elif selector_events._HAS_SENDMSG:  # type: ignore[attr-defined]
+    socket_write_ready = SelectorSocketTransport._write_sendmsg
+else:
+    socket_write_ready = SelectorSocketTransport._write_send
 SelectorDatagramTransport: Any = (
     selector_events._SelectorDatagramTransport  # type: ignore[attr-defined]
 )

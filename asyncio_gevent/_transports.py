@@ -182,6 +182,7 @@ class _Writing(_Reading):
             be suspended.
         _is_amid: asyncio's code is writing.
         _resume_due: resume_writing() is to be called when that has ended.
+        _is_flushed: all was written before the connection is closed, unless that writes more.
     """
 
     if TYPE_CHECKING:
@@ -191,6 +192,7 @@ class _Writing(_Reading):
     _writing = False
     _is_amid = False
     _resume_due = False
+    _is_flushed = False
 
     def _call_writing(self, write_ready: Callable[[], None]) -> None:
         """Make a call of asyncio's that writes, and then tell the protocol if it may write."""
@@ -208,6 +210,10 @@ class _Writing(_Reading):
             self._writing = self._is_amid = False
             if self._lost is not None:
                 self._call_connection_lost(self._lost[0])
+            elif self._is_flushed:
+                self._is_flushed = False
+                if not self._buffer:
+                    self._call_connection_lost(None)
 
     def _maybe_resume_protocol(self) -> None:
         # What calls it goes on with the transport afterwards, so not now.
@@ -220,8 +226,6 @@ class _Writing(_Reading):
         return self._reading or self._writing or not self._introduced
 
     def _put_off_loss(self) -> None:
-        if self._is_amid:
-            return  # nothing is suspended: it ended with the last that was to be written
         # Nothing is written any more, and who waits for that, in a suspended method say, is not to
         # wait for connection_lost(), which waits for the method.
         self._conn_lost += 1
@@ -229,6 +233,9 @@ class _Writing(_Reading):
         self._maybe_resume_protocol()
 
     def _call_connection_lost(self, exc: BaseException | None) -> None:
+        if self._is_amid:
+            self._is_flushed = True
+            return
         if not (self._is_calling() or self._is_lost or self._loop.is_closed()):
             # What was suspended may have written something after the loss.
             self._loop._remove_writer(self._descriptor())
@@ -262,6 +269,7 @@ class SocketTransport(_Writing, _compat.SelectorSocketTransport):  # type: ignor
         self._recv = methods.recv
         self._send = methods.send
         super().__init__(loop, sock, _Introduction(protocol), None, extra, server, **kwargs)
+        vars(self).pop("_write_ready", None)
         self._waiter = waiter
         self.set_protocol(protocol)
 
@@ -319,36 +327,29 @@ class SocketTransport(_Writing, _compat.SelectorSocketTransport):  # type: ignor
 
     def _put_off_loss(self) -> None:
         super()._put_off_loss()
-        if not self._is_amid:
-            # The peer is not to wait either.
-            try:
-                self._sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # it has gone
+        # The peer is not to wait either.
+        try:
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it has gone
 
-    # It is the first one up to 3.11, and one of the others from 3.12 on.
+    # asyncio's, which from 3.12 on is stored in the instance, and forgotten by close(), though there
+    # may be more to write.
+    _write_more = _compat.socket_write_ready
 
     def _write_ready(self) -> None:
-        self._call_writing(super()._write_ready)
+        self._call_writing(self._write_more)
 
-    def _write_sendmsg(self) -> None:
-        self._call_writing(super()._write_sendmsg)
-
-    def _write_send(self) -> None:
-        self._call_writing(super()._write_send)
+    def close(self) -> None:
+        """Close the connection, when all is sent that was written."""
+        super().close()
+        vars(self).pop("_write_ready", None)
 
     def write_eof(self) -> None:
         """Send what is written, and then the end of the stream."""
         if self._loop is not None:
             self._loop._io_done = True
         super().write_eof()
-
-    def writelines(self, list_of_data: Any) -> None:
-        """Send what the list has, at once where the socket takes it."""
-        if self._closing:
-            self.write(b"".join(list_of_data))  # asyncio from 3.12 on calls None then
-        else:
-            super().writelines(list_of_data)
 
     def write(self, data: Any) -> None:
         """Send the data, at once where the socket takes it."""

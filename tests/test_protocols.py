@@ -569,6 +569,38 @@ def test_connection_lost_comes_after_a_suspended_resume_writing(kind: str, how: 
     assert journal.heard[-1] == "lost"
 
 
+@pytest.mark.parametrize("suspended", [False, True])
+def test_what_resume_writing_writes_is_sent_before_the_end(suspended: bool) -> None:
+    """TLS hands its transport the rest of what it has in there, also when that is closing."""
+
+    class More(StreamJournal):
+        more = 3
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self.more:
+                self.more -= 1
+                self.transport.write(MEGABYTE)
+
+    journal = More(*["resume_writing"] * suspended)
+
+    async def main() -> int:
+        async with connected_writer("socket", journal) as (transport, take):
+            transport.set_write_buffer_limits(low=0, high=0)  # called when all has been sent
+            transport.write(MEGABYTE)
+            transport.close()
+            taken = 0
+            journal.release.set()
+            while "lost" not in journal.heard:
+                taken += take()
+                await asyncio.sleep(0)
+            while more := take():
+                taken += more
+            return taken
+
+    assert asyncio_gevent.run(main()) == len(MEGABYTE) * 4
+
+
 def test_resume_writing_that_is_due_again_while_it_is_suspended() -> None:
     journal = StreamJournal("resume_writing")
 
