@@ -333,8 +333,8 @@ class SocketTransport(_Writing, _compat.SelectorSocketTransport):  # type: ignor
         except OSError:
             pass  # it has gone
 
-    # asyncio's, which from 3.12 on is stored in the instance, and forgotten by close(), though there
-    # may be more to write.
+    # asyncio's, which from 3.12 on is stored in the instance, and forgotten by close(), though
+    # there may be more to write.
     _write_more = _compat.socket_write_ready
 
     def _write_ready(self) -> None:
