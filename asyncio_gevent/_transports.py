@@ -269,7 +269,7 @@ class SocketTransport(_Writing, _compat.SelectorSocketTransport):  # type: ignor
         self._recv = methods.recv
         self._send = methods.send
         super().__init__(loop, sock, _Introduction(protocol), None, extra, server, **kwargs)
-        vars(self).pop("_write_ready", None)
+        self.__dict__.pop("_write_ready", None)
         self._waiter = waiter
         self.set_protocol(protocol)
 
@@ -343,7 +343,7 @@ class SocketTransport(_Writing, _compat.SelectorSocketTransport):  # type: ignor
     def close(self) -> None:
         """Close the connection, when all is sent that was written."""
         super().close()
-        vars(self).pop("_write_ready", None)
+        self.__dict__.pop("_write_ready", None)
 
     def write_eof(self) -> None:
         """Send what is written, and then the end of the stream."""
