@@ -21,7 +21,8 @@ import gevent._hub_local
 import gevent.hub
 import gevent.os
 import gevent.timeout
-from gevent.monkey import get_original
+
+from asyncio_gevent._originals import NativeRLock
 
 __all__ = [
     "DEBUG_STACK_DEPTH",
@@ -59,6 +60,7 @@ __all__ = [
     "leave_task",
     "note_end",
     "pool_is_full",
+    "reset_in_child",
     "running_loop_in_python",
     "socket_write_ready",
     "unix_events",
@@ -194,7 +196,7 @@ _no_timer = gevent.timeout._FakeTimer
 
 _ending_hubs: WeakSet[Any] = WeakSet()
 # Reentrant: signal handlers and destructors call as well.
-_ending = get_original("_thread", "RLock")()
+_ending = NativeRLock()
 
 
 def call_in_hub(hub: Any, function: Callable[..., Any], *args: Any) -> None:
@@ -215,6 +217,12 @@ def note_end(hub: Any) -> None:
     # would be used.
     with _ending:
         _ending_hubs.add(hub)
+
+
+def reset_in_child() -> None:
+    """Forget in a forked child what other threads of the parent were doing."""
+    global _ending
+    _ending = NativeRLock()
 
 
 def pool_is_full(pool: Any) -> bool:
@@ -245,8 +253,10 @@ def has_callbacks(hub_loop: Any) -> bool:
 def find_main_hub() -> Any:
     """Return the hub of the main OS thread, from any thread, or None. Slow."""
     for each in gc.get_objects():
-        if isinstance(each, gevent.hub.Hub) and each.loop is not None and each.loop.default:
-            return each
+        # Not isinstance(), which asks the object: there are proxies that raise.
+        if issubclass(type(each), gevent.hub.Hub):
+            if each.loop is not None and each.loop.default:
+                return each
     return None
 
 

@@ -338,6 +338,8 @@ class EventLoop(StepsEventLoop):
             self._detach()
             self._batch = None
             self._frozen = True
+            # Their calls are in threads of the parent.
+            self._hub_executor = self._lookups = None
             self._forked_in = find_owner(getcurrent())
 
     def _finish(self) -> None:
@@ -830,8 +832,10 @@ class EventLoop(StepsEventLoop):
             raise RuntimeError("Cannot close a running event loop")
         if self._closed:
             return
-        if self._suspended:
-            self._kill_suspended()
-        super().close()
-        self._retire_runners()
-        self._hub = self._hub_loop = self._run_callback = None
+        try:
+            if self._suspended:
+                self._kill_suspended()
+        finally:
+            super().close()
+            self._retire_runners()
+            self._hub = self._hub_loop = self._run_callback = None

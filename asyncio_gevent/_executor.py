@@ -58,7 +58,8 @@ class _Call:
 class HubExecutor:
     """The default executor: the threads of ``gevent.get_hub().threadpool``.
 
-    Its methods are for the OS thread of the event loop, and do not block the greenlet.
+    Its methods are for the OS thread of the event loop, and but for `finish` do not block the
+    greenlet.
 
     Args:
         is_joined: the interpreter waits for the calls before it ends.
@@ -111,6 +112,9 @@ class HubExecutor:
             _busy.discard(self)
             if self._idle is not None:
                 self._idle.set()
+            joined = self._joined
+            if joined is not None and not (joined.done() or self._loop.is_closed()):
+                joined.set_result(None)
 
     def _start(self, pool: Any, call: _Call) -> None:
         pool.spawn(call.run).rawlink(lambda _: self._done(call))
@@ -121,8 +125,10 @@ class HubExecutor:
             call = self._waiting.popleft()
             try:
                 self._start(pool, call)
-            except Exception as error:
+            except BaseException as error:
                 self._note_finished()
+                if not isinstance(error, Exception):
+                    raise
                 if not call.future.done():
                     _fail(call.future, error)
         if self._waiting and self._unfinished == len(self._waiting) and not self._loop.is_closed():
@@ -133,8 +139,6 @@ class HubExecutor:
         self._note_finished()
         if self._waiting:
             self._start_waiting()
-        if not self._unfinished and self._joined is not None and not self._joined.done():
-            self._joined.set_result(None)
         future = call.future
         if future.cancelled() or self._loop.is_closed():
             return
@@ -170,7 +174,7 @@ class HubExecutor:
 
 #: Executors with calls that have not ended. A program whose event loop was closed without
 #: ``shutdown_default_executor()`` waits for them when it ends, as it does for threads of its own
-#: and those of concurrent.futures. (Not for those of other OS threads, which it cannot wait in.)
+#: and those of concurrent.futures. (A native thread that ends waits for those of its hub.)
 _busy: WeakSet[HubExecutor] = WeakSet()
 _process: int | None = None
 
@@ -232,5 +236,10 @@ def wrap_foreign_future(future: Any, loop: IOEventLoop) -> asyncio.Future[Any]:
             future.cancel()
 
     wrapper.add_done_callback(cancel)
-    future.add_done_callback(lambda future: loop.call_soon_threadsafe(copy, future))
+
+    def done(future: Any) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(copy, future)
+
+    future.add_done_callback(done)
     return wrapper

@@ -13,9 +13,7 @@ import errno
 import inspect
 import os
 import signal
-import ssl
 import stat
-import sys
 from asyncio import events
 from typing import TYPE_CHECKING, Any
 
@@ -221,7 +219,6 @@ class IOEventLoop(asyncio.SelectorEventLoop):
                 if handles.get(fd) is handle:
                     del handles[fd]
                 raise
-            self._fresh.append(handle)
         return handle
 
     def _io_handles(self) -> list[IOHandle]:
@@ -287,55 +284,6 @@ class IOEventLoop(asyncio.SelectorEventLoop):
         )
         SocketTransport(self, rawsock, ssl_protocol, extra=extra, server=server, **context)
         return ssl_protocol._app_transport
-
-    if sys.version_info >= (3, 11):
-
-        async def start_tls(
-            self,
-            transport: Any,
-            protocol: Any,
-            sslcontext: Any,
-            *,
-            server_side: bool = False,
-            server_hostname: str | None = None,
-            ssl_handshake_timeout: float | None = None,
-            ssl_shutdown_timeout: float | None = None,
-        ) -> Any:
-            """Go on with TLS on a connection, and return the transport to use from now on.
-
-            Args:
-                ssl_handshake_timeout, ssl_shutdown_timeout: seconds; None means 60 and 30.
-            """
-            # asyncio's own, but for the `SSLProtocol`.
-            if not isinstance(sslcontext, ssl.SSLContext):
-                raise TypeError(
-                    "sslcontext is expected to be an instance of ssl.SSLContext, got "
-                    f"{sslcontext!r}"
-                )
-            if not getattr(transport, "_start_tls_compatible", False):
-                raise TypeError(f"transport {transport!r} is not supported by start_tls()")
-            waiter = self.create_future()
-            ssl_protocol = SSLProtocol(
-                self, protocol, sslcontext, waiter, server_side, server_hostname,
-                ssl_handshake_timeout=ssl_handshake_timeout,
-                ssl_shutdown_timeout=ssl_shutdown_timeout,
-                call_connection_made=False,
-            )  # fmt: skip
-            # Nothing may be read before it knows of the connection.
-            transport.pause_reading()
-            transport.set_protocol(ssl_protocol)
-            calls = (
-                self.call_soon(ssl_protocol.connection_made, transport),
-                self.call_soon(transport.resume_reading),
-            )
-            try:
-                await waiter
-            except BaseException:
-                transport.close()
-                for call in calls:
-                    call.cancel()
-                raise
-            return ssl_protocol._app_transport
 
     def _make_datagram_transport(
         self,
@@ -578,6 +526,7 @@ def _registered(handles: dict[int, IOHandle], fd: Any) -> int:
         for handle in handles.values():
             if handle.fileobj is fd:
                 return handle.fd
+        raise ValueError(f"Invalid file descriptor: {fileno}")
     return fileno
 
 

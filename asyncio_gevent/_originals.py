@@ -18,6 +18,7 @@ from typing import Any, cast
 from gevent.monkey import get_original, is_module_patched
 
 __all__ = [
+    "NativeRLock",
     "find_popen",
     "get_ident",
     "get_original",
@@ -34,6 +35,9 @@ get_ident = cast("Callable[[], int]", get_original("_thread", "get_ident"))
 #: Blocks the OS thread.
 native_sleep = cast("Callable[[float], None]", get_original("time", "sleep"))
 
+#: Lock of OS threads that the one which holds it may take again.
+NativeRLock = cast("type[Any]", get_original("_thread", "RLock"))
+
 #: Closes at once. The patched one defers to after the hub's next poll (gevent 25.8.1).
 os_close = cast("Callable[[int], None]", get_original("os", "close"))
 
@@ -45,6 +49,8 @@ os_waitpid = cast("Callable[[int, int], tuple[int, int]]", get_original("os", "w
 
 
 _popen = get_original("subprocess", "Popen")
+#: Nobody has replaced it before this package was imported.
+_is_popen_original = isinstance(_popen, type) and _popen.__module__ == "subprocess"
 
 
 def find_popen() -> Any:
@@ -53,7 +59,7 @@ def find_popen() -> Any:
     None if somebody has put one of theirs into ``subprocess``, which asyncio then calls.
     """
     gevents = getattr(sys.modules.get("gevent.subprocess"), "Popen", None)
-    if subprocess.Popen not in (_popen, gevents):
+    if subprocess.Popen not in (_popen, gevents) or not _is_popen_original:
         return None
     return _make_popen(is_module_patched("subprocess") or is_module_patched("os"))
 

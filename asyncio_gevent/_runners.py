@@ -39,10 +39,8 @@ if TYPE_CHECKING:
 __all__ = [
     "LIVE",
     "PARKED",
-    "SUSPENDED",
     "Runner",
     "check_tracer",
-    "find_blocked",
     "find_left",
     "find_owner",
     "is_killed",
@@ -420,7 +418,8 @@ def find_blocked(runner: Runner) -> Any:
     candidates = [
         candidate
         for candidate in gc.get_objects()
-        if isinstance(candidate, greenlet)
+        # Not isinstance(), which asks the object: there are proxies that raise.
+        if issubclass(type(candidate), greenlet)
         and candidate is not runner
         and candidate  # started, and not dead
         and find_owner(candidate) is runner

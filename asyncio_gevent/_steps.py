@@ -38,6 +38,9 @@ __all__ = ["MAX_PARKED", "StepsEventLoop", "getrefcount"]
 #: 0.7; what it costs to keep one is its stack, about 10 KiB.
 MAX_PARKED = 64
 
+#: Methods of a task that somebody may schedule: they are no steps of it.
+_NO_STEPS = frozenset(("cancel", "uncancel", "set_name"))
+
 _get_asyncgen_hooks = sys.get_asyncgen_hooks
 _set_asyncgen_hooks = sys.set_asyncgen_hooks
 getrefcount = sys.getrefcount
@@ -282,7 +285,11 @@ class StepsEventLoop(IOEventLoop):
         task = getattr(handle._callback, "__self__", None)
         claimed = special.get(id(task))
         if claimed is not None and claimed is not runner and claimed.state is not PARKED:
-            if claimed.task is not task and claimed.task is not None:
+            if (
+                claimed.task is not task
+                and claimed.task is not None
+                and getattr(handle._callback, "__name__", None) not in _NO_STEPS
+            ):
                 # A step of another task that has claimed the runner is suspended in it.
                 claimed.deferred.append(handle)
                 return None
@@ -362,13 +369,15 @@ class StepsEventLoop(IOEventLoop):
             done.wait()
 
     def _kill_steps(self, done: Event | None = None) -> None:
-        for runner in list(self._suspended):
-            task = runner.task
-            runner.kill_step()
-            if task is not None and task.done():
-                task._log_traceback = False  # it is GreenletExit, and nobody asks for it
-        if done is not None:
-            done.set()
+        try:
+            for runner in list(self._suspended):
+                task = runner.task
+                runner.kill_step()
+                if task is not None and task.done():
+                    task._log_traceback = False  # it is GreenletExit, and nobody asks for it
+        finally:
+            if done is not None:
+                done.set()
 
 
 class _Idle:

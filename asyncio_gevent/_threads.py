@@ -27,7 +27,7 @@ from weakref import WeakSet
 
 from gevent.hub import MAIN_THREAD_IDENT, get_hub
 
-from asyncio_gevent._compat import active_threads, get_hub_if_exists, note_end
+from asyncio_gevent._compat import active_threads, get_hub_if_exists, note_end, reset_in_child
 from asyncio_gevent._originals import get_ident, is_module_patched, native_local, native_sleep
 from asyncio_gevent._watchers import wake_on_signals
 
@@ -137,7 +137,7 @@ def note_running(loop: EventLoop) -> None:
 
 def _before_fork() -> None:
     # threading's own hook wants a thread to have one identifier.
-    for key in _aliases:
+    for key in list(_aliases):  # other OS threads have some as well
         active_threads.pop(key, None)
 
 
@@ -147,6 +147,7 @@ def _after_in_parent() -> None:
 
 def _after_in_child() -> None:
     _aliases.clear()
+    reset_in_child()
     hub = get_hub_if_exists()
     if hub is not None and hub.loop is not None:
         # Now, not after these hooks, as gevent does: libuv would take descriptors out of the

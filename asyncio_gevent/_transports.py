@@ -5,8 +5,9 @@ size from which malloc maps memory, so every read costs an mmap and its page fau
 
 A method of a protocol may block in gevent, and is suspended then, while the event loop goes on.
 Rule 1: a protocol hears of one thing after the other all the same: connection_made(), what was
-        read, connection_lost(). Only pause_writing() and resume_writing() may come in between,
-        since what is suspended may wait for that.
+        read, connection_lost(). Only pause_writing(), resume_writing() and error_received() of a
+        sendto() may come in between: what is suspended may wait for the second, and the others
+        are part of what somebody else writes.
 Rule 2: what waits for connection_made(), ``create_connection()`` say, waits until it returns.
 Rule 3: nothing of asyncio's is suspended amid its own work on a transport.
 """
@@ -178,52 +179,72 @@ class _Writing(_Reading):
     """The same for a transport that writes.
 
     Attributes:
-        _writing: asyncio's code is writing, or the protocol is being told that it may; then it may
-            be suspended.
         _is_amid: asyncio's code is writing.
-        _resume_due: resume_writing() is to be called when that has ended.
-        _is_flushed: all was written before the connection is closed, unless that writes more.
+        _resuming: resume_writing() is to be called when that has ended, or is suspended.
+        _resume_again: and then once more.
+        _pausing: how many writes may be suspended in pause_writing().
+        _is_flushed: all was written before the connection is closed, unless more is meanwhile.
     """
 
     if TYPE_CHECKING:
         _buffer: Any
         _conn_lost: int
+        _protocol_paused: bool
 
-    _writing = False
     _is_amid = False
-    _resume_due = False
+    _resuming = False
+    _resume_again = False
+    _pausing = 0
     _is_flushed = False
 
     def _call_writing(self, write_ready: Callable[[], None]) -> None:
-        """Make a call of asyncio's that writes, and then tell the protocol if it may write."""
-        if self._writing:  # a call of writelines(), while resume_writing() is suspended
-            write_ready()
-            return
-        self._writing = self._is_amid = True
+        """Make a call of asyncio's that writes."""
+        self._is_amid = True
         try:
             write_ready()
-            self._is_amid = False
-            while self._resume_due:
-                self._resume_due = False
-                super()._maybe_resume_protocol()  # type: ignore[misc]
         finally:
-            self._writing = self._is_amid = False
-            if self._lost is not None:
-                self._call_connection_lost(self._lost[0])
-            elif self._is_flushed:
-                self._is_flushed = False
-                if not self._buffer:
-                    self._call_connection_lost(None)
+            self._is_amid = False
+            self._go_on()
 
     def _maybe_resume_protocol(self) -> None:
-        # What calls it goes on with the transport afterwards, so not now.
-        if self._writing:
-            self._resume_due = True
-        else:
+        # What calls it goes on with the transport afterwards, and if this were suspended there,
+        # nothing would be written meanwhile: so as a step of its own.
+        if self._resuming:
+            self._resume_again = True
+        elif not self._is_amid:
             super()._maybe_resume_protocol()  # type: ignore[misc]
+        elif self._protocol_paused:
+            self._resuming = True
+            self._loop.call_soon(self._resume)
+
+    def _resume(self) -> None:
+        try:
+            super()._maybe_resume_protocol()  # type: ignore[misc]
+        finally:
+            self._resuming = self._resume_again
+            if self._resume_again:
+                self._resume_again = False
+                self._loop.call_soon(self._resume)
+            self._go_on()
+
+    def _maybe_pause_protocol(self) -> None:
+        self._pausing += 1
+        try:
+            super()._maybe_pause_protocol()  # type: ignore[misc]
+        finally:
+            self._pausing -= 1
+            self._go_on()
+
+    def _go_on(self) -> None:
+        if self._lost is not None:
+            self._call_connection_lost(self._lost[0])
+        elif self._is_flushed and not self._is_calling():
+            self._is_flushed = False
+            if not self._buffer:
+                self._call_connection_lost(None)
 
     def _is_calling(self) -> bool:
-        return self._reading or self._writing or not self._introduced
+        return self._reading or self._resuming or self._pausing > 0 or not self._introduced
 
     def _put_off_loss(self) -> None:
         # Nothing is written any more, and who waits for that, in a suspended method say, is not to
@@ -233,7 +254,8 @@ class _Writing(_Reading):
         self._maybe_resume_protocol()
 
     def _call_connection_lost(self, exc: BaseException | None) -> None:
-        if self._is_amid:
+        if self._is_amid and exc is None:
+            # It was closed, and all is written; but resume_writing() may write more.
             self._is_flushed = True
             return
         if not (self._is_calling() or self._is_lost or self._loop.is_closed()):
@@ -250,10 +272,14 @@ class SocketTransport(_Writing, _compat.SelectorSocketTransport):  # type: ignor
 
     Attributes:
         _is_plain: the protocol takes its data by the short way.
+        _closer: id of the greenlet that has closed it.
     """
 
     max_size = READ_SIZE
     _is_plain = False
+    _closer = 0
+    if TYPE_CHECKING:
+        _empty_waiter: Any
 
     def __init__(
         self,
@@ -278,7 +304,7 @@ class SocketTransport(_Writing, _compat.SelectorSocketTransport):  # type: ignor
 
     def set_protocol(self, protocol: Any) -> None:
         """Set the protocol that gets the events from now on."""
-        super().set_protocol(protocol)
+        super().set_protocol(_adopt(protocol))
         self._is_plain = self._introduced and not isinstance(protocol, asyncio.BufferedProtocol)
 
     def _begin(self) -> None:
@@ -325,13 +351,22 @@ class SocketTransport(_Writing, _compat.SelectorSocketTransport):  # type: ignor
         else:
             super()._fatal_error(exc, *message)
 
+    def _force_close(self, exc: BaseException | None) -> None:
+        self._closer = id(getcurrent())
+        super()._force_close(exc)
+
     def _put_off_loss(self) -> None:
         super()._put_off_loss()
-        # The peer is not to wait either.
-        try:
-            self._sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # it has gone
+        waiter, self._empty_waiter = self._empty_waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(ConnectionError("Connection is closed by peer"))
+        # The peer is not to wait either. Unless it was closed by what is suspended now, which may
+        # have passed the socket on.
+        if self._closer not in map(id, self._loop._suspended):
+            try:
+                self._sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # the peer has gone
 
     # asyncio's, which from 3.12 on is stored in the instance, and forgotten by close(), though
     # there may be more to write.
@@ -342,6 +377,7 @@ class SocketTransport(_Writing, _compat.SelectorSocketTransport):  # type: ignor
 
     def close(self) -> None:
         """Close the connection, when all is sent that was written."""
+        self._closer = id(getcurrent())
         super().close()
         self.__dict__.pop("_write_ready", None)
 
@@ -462,7 +498,12 @@ class ReadPipeTransport(_PipeEnd, _compat.UnixReadPipeTransport):  # type: ignor
             _compat.base_events.logger.info("%r was closed by peer", self)
         self._closing = True
         loop._remove_reader(self._fileno)
-        loop.call_soon(self._call_reading, self._protocol.eof_received)
+        received = self._protocol.eof_received
+
+        def eof_received() -> None:
+            self._call_reading(received)
+
+        loop.call_soon(_named_as(received, eof_received))
         loop.call_soon(self._call_connection_lost, None)
 
 
@@ -499,6 +540,9 @@ else:
         _busy: Any = None
         _again = False
         _lost: tuple[BaseException | None] | None = None
+
+        def _set_app_protocol(self, app_protocol: Any) -> None:
+            super()._set_app_protocol(_adopt(app_protocol))
 
         def _in_turn(self, method: Callable[[], None]) -> None:
             current = getcurrent()
@@ -555,6 +599,13 @@ else:
             self._write_buffer_size = 0
             self._outgoing.read()
             self._control_app_writing()
+
+
+def _adopt(protocol: Any) -> Any:
+    # asyncio's start_tls() makes its own kind. They differ in their methods only.
+    if type(protocol) is _compat.SSLProtocol:
+        protocol.__class__ = SSLProtocol
+    return protocol
 
 
 # --- children -----------------------------------------------------------------------------------

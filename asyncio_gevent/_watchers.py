@@ -1,9 +1,10 @@
 """What the hub watches for the event loop: descriptors, signals, children.
 
-Rule 1: a watcher of a descriptor lives as long as its registration, and is level-triggered: it
-        fires at every poll of the hub while the descriptor is ready.
+Rule 1: a watcher of a descriptor is started once for its registration, not for every wait, and is
+        level-triggered: it fires at every poll of the hub while the descriptor is ready.
 Rule 2: a handle that waits to be run, or is suspended, is not queued a second time.
-Rule 3: watchers are active only while the event loop runs, and belong to the hub that runs it.
+Rule 3: watchers of descriptors are active only while the event loop runs, and belong to the hub
+        that runs it; those of children and of signals with a handler last until it is closed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from asyncio_gevent import _compat
-from asyncio_gevent._originals import native_local, os_close, os_waitpid
+from asyncio_gevent._originals import NativeRLock, native_local, os_close, os_waitpid
 
 if TYPE_CHECKING:
     from asyncio_gevent._event_loop import EventLoop
@@ -47,8 +48,8 @@ class IOHandle(Handle):
     Attributes:
         queued: in the ready queue, being run, or suspended. Set by `fire`, cleared when the
             callback returns. While it is set the watcher must not queue the handle again.
-        held: the watcher was stopped because it fired while `queued` was set; it is started
-            again when the callback returns.
+        held: there is no watcher, since it fired while `queued` was set, or the callback of its
+            predecessor is suspended; it is started when that callback returns.
         fileobj: what `add_reader` or `add_writer` was given: the number, or an object that has it.
         file: the file, since the callback is suspended or the event loop does not run.
         successor: the handle that replaced this one while its callback was suspended. It is
@@ -93,6 +94,7 @@ class IOHandle(Handle):
         self.close_watcher()
         self.watcher = self._loop._hub_loop.io(self.fd, self.events)
         self.watcher.start(self.fire)
+        self._loop._fresh.append(self)
 
     def restart(self) -> None:
         """Start watching again, unless the descriptor was closed; that ends no registration."""
@@ -131,12 +133,6 @@ class IOHandle(Handle):
         """Stop watching and forget the callback."""
         super().cancel()
         self.close_watcher()
-
-    def _run(self) -> None:
-        try:
-            super()._run()
-        finally:
-            self.returned()
 
     def returned(self) -> None:
         """Note that the callback has returned: the next event may queue the handle again."""
@@ -340,8 +336,8 @@ class _SignalWakeup:
             raise
         if previous != pipe[1]:
             self._previous = previous  # not ours: it is what to give back
+        self._users.add(user)  # first: `release` is called in other OS threads, too
         self._pipe = pipe
-        self._users.add(user)
         if self._watcher is None or self._hub_loop is not hub.loop:
             if self._watcher is not None:
                 close(self._watcher)
@@ -352,6 +348,8 @@ class _SignalWakeup:
 
     def release(self, user: Any) -> None:
         """Take back `acquire`; no error where there was none."""
+        if user not in self._users:
+            return
         self._users.discard(user)
         if self._users or self._pipe is None:
             return
@@ -424,6 +422,8 @@ class _Reaped:
     def __init__(self) -> None:
         self.main_hub: Any = None
         self._watcher: Any = None
+        # Of more than one OS thread. Reentrant: the garbage collector may close a watcher.
+        self._lock = NativeRLock()
         self._count = 0
         self._statuses: dict[int, tuple[int, int]] = {}
         self._waiting: dict[int, ChildWatcher] = {}
@@ -436,7 +436,7 @@ class _Reaped:
         """
         count = self._count
         if _gevent_reaps():
-            if self.main_hub is None:
+            if self.main_hub is None or self.main_hub.loop is None:
                 self.main_hub = _compat.find_main_hub()
             if self.main_hub is not None:
                 _compat.call_in_hub(self.main_hub, self._begin)
@@ -453,7 +453,8 @@ class _Reaped:
         """Keep the status of this child. From any OS thread, after `begin`."""
         # gevent's libuv loop tells a watcher of any pid of the first child only, so there is one
         # for each, which is too late for a child that ends at once.
-        if self.main_hub is not None and _compat.is_libuv(self.main_hub.loop):
+        hub_loop = self.main_hub and self.main_hub.loop
+        if hub_loop is not None and _compat.is_libuv(hub_loop):
             _compat.call_in_hub(self.main_hub, self._watch, pid)
 
     def _watch(self, pid: int) -> None:
@@ -466,27 +467,30 @@ class _Reaped:
         watcher.start(ended)
 
     def _note(self, pid: int, status: int) -> None:
-        # In this order: `claim`, in another thread, does it the other way round.
-        self._count += 1
-        self._statuses[pid] = self._count, status
-        while len(self._statuses) > self.KEPT:
-            del self._statuses[next(iter(self._statuses))]
-        waiting = self._waiting.pop(pid, None)
-        if waiting is not None and self._statuses.pop(pid, None) is not None:  # not claimed
+        with self._lock:
+            self._count += 1
+            waiting = self._waiting.pop(pid, None)
+            if waiting is None:
+                self._statuses.pop(pid, None)  # of another child; the new one goes to the end
+                self._statuses[pid] = self._count, status
+                if len(self._statuses) > self.KEPT:
+                    del self._statuses[next(iter(self._statuses))]
+        if waiting is not None:
             _compat.call_in_hub(waiting.hub, waiting.ended, status)
 
     def claim(self, watcher: ChildWatcher, pid: int, begun: int) -> int | None:
         """Return the status of a child that has ended, or None: then ``ended`` will be called."""
-        self._waiting[pid] = watcher
-        count, status = self._statuses.pop(pid, (0, 0))
-        if count <= begun:
-            return None
-        self.forget(pid)
-        return status
+        with self._lock:
+            count, status = self._statuses.pop(pid, (0, 0))
+            if count > begun:
+                return status
+            self._waiting[pid] = watcher
+        return None
 
     def forget(self, pid: int) -> None:
         """Do not call ``ended`` for this child any more."""
-        self._waiting.pop(pid, None)
+        with self._lock:
+            self._waiting.pop(pid, None)
 
 
 reaped = _Reaped()
@@ -545,10 +549,9 @@ class ChildWatcher:
         self._pid = pid
         self._callback: Callable[[int], None] | None = callback
         self._pidfd = -1
-        self._reaps = True  # this watcher, not the hub
         self._watchers: list[Any] = []
         gevent_reaps = _gevent_reaps()
-        self._reaps = not (gevent_reaps and hub.loop.default)
+        self._reaps = not (gevent_reaps and hub.loop.default)  # this watcher, not the hub
         if hasattr(os, "pidfd_open"):
             try:
                 self._pidfd = os.pidfd_open(pid)
@@ -566,7 +569,7 @@ class ChildWatcher:
             self._watchers.append(watcher)
         if self._pidfd < 0 or not self._reaps:
             self._watch_child(hub)
-        elif not hub.loop.default:
+        elif gevent_reaps and not hub.loop.default:
             reaped.watch(pid)
         loop._child_watchers.add(self)
 
