@@ -246,7 +246,7 @@ def is_cffi(hub_loop: Any) -> bool:
 
 
 def has_callbacks(hub_loop: Any) -> bool:
-    """Whether the hub has callbacks to call before it polls; of cffi only."""
+    """Whether the hub has callbacks to call before it polls."""
     return bool(hub_loop._callbacks)
 
 

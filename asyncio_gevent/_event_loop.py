@@ -658,6 +658,11 @@ class EventLoop(StepsEventLoop):
             context["source_traceback"] = handle._source_traceback
         self.call_exception_handler(context)
 
+    def default_exception_handler(self, context: dict[str, Any]) -> None:
+        """Log what has happened, unless it is that `close` has ended a suspended step."""
+        if not is_killed(context.get("exception")):
+            super().default_exception_handler(context)
+
     def _has_due_timer(self) -> bool:
         return bool(self._scheduled[0]._when < self.time() + self._clock_resolution)
 

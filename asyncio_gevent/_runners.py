@@ -233,7 +233,7 @@ class Runner(greenlet):  # type: ignore[misc]
                 blocked.throw(exception)
 
 
-def is_killed(error: BaseException) -> bool:
+def is_killed(error: BaseException | None) -> bool:
     """Whether `Runner.kill_step` threw this into the calling step: it is nobody's mistake."""
     return isinstance(error, GreenletExit) and getattr(getcurrent(), "closing", False)
 

@@ -38,9 +38,6 @@ __all__ = ["MAX_PARKED", "StepsEventLoop", "getrefcount"]
 #: 0.7; what it costs to keep one is its stack, about 10 KiB.
 MAX_PARKED = 64
 
-#: Methods of a task that somebody may schedule: they are no steps of it.
-_NO_STEPS = frozenset(("cancel", "uncancel", "set_name"))
-
 _get_asyncgen_hooks = sys.get_asyncgen_hooks
 _set_asyncgen_hooks = sys.set_asyncgen_hooks
 getrefcount = sys.getrefcount
@@ -285,11 +282,7 @@ class StepsEventLoop(IOEventLoop):
         task = getattr(handle._callback, "__self__", None)
         claimed = special.get(id(task))
         if claimed is not None and claimed is not runner and claimed.state is not PARKED:
-            if (
-                claimed.task is not task
-                and claimed.task is not None
-                and getattr(handle._callback, "__name__", None) not in _NO_STEPS
-            ):
+            if claimed.task is not task and claimed.task is not None:
                 # A step of another task that has claimed the runner is suspended in it.
                 claimed.deferred.append(handle)
                 return None

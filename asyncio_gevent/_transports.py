@@ -244,7 +244,13 @@ class _Writing(_Reading):
                 self._call_connection_lost(None)
 
     def _is_calling(self) -> bool:
-        return self._reading or self._resuming or self._pausing > 0 or not self._introduced
+        return (
+            self._reading
+            or self._is_amid  # in error_received()
+            or self._resuming
+            or self._pausing > 0
+            or not self._introduced
+        )
 
     def _put_off_loss(self) -> None:
         # Nothing is written any more, and who waits for that, in a suspended method say, is not to

@@ -197,11 +197,17 @@ class _Unpolled(native_local):  # type: ignore[misc]
                 self._watcher.start(self._handles.clear)
             else:
                 self._handles = []
-                # After gevent's own, which runs the callbacks of the hub. Always active: one that
-                # is started in that phase is not called any more.
+                # After gevent's own, which runs the callbacks of the hub. If it is started in that
+                # phase, it is not called any more.
                 self._watcher = hub_loop.prepare(ref=False, priority=-2)
                 self._watcher.start(self._check)
+                hub_loop.run_callback(self._check_first)
         return self._handles
+
+    def _check_first(self) -> None:
+        _stop_closed(self._handles)
+        if self._handles and self._hub_loop and _compat.has_callbacks(self._hub_loop):
+            self._hub_loop.run_callback(self._check_first)
 
     def _check(self) -> None:
         if self._handles:

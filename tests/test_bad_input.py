@@ -389,6 +389,15 @@ def test_a_closed_socket(loop: Any) -> None:
             call(sock, int)
 
 
+def test_a_negative_number(loop: Any) -> None:
+    for call in (loop.add_reader, loop.add_writer):
+        with pytest.raises(ValueError, match="Invalid file descriptor: -1"):
+            call(-1, int)
+    for call in (loop.remove_reader, loop.remove_writer):
+        with pytest.raises(ValueError, match="Invalid file descriptor: -1"):
+            call(-1)
+
+
 @pytest.mark.parametrize("path", [__file__, os.devnull])
 def test_a_file_that_cannot_be_waited_for(loop: Any, path: str) -> None:
     with open(path) as file:

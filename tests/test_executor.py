@@ -415,3 +415,23 @@ def test_calls_are_finished_before_the_interpreter_ends(how: str) -> None:
     warnings = "ignore" if how == "left open" else "error"
     finished = run_script("unfinished_calls", how, warnings=warnings)
     finished.check("\n".join(["program ends", *["call ends"] * calls]))
+
+
+def test_a_forked_child_does_not_wait_for_calls_of_the_parent() -> None:
+    # From 3.12 on a fork beside threads warns.
+    run_script("fork_busy", warnings="ignore").check("the child has ended with 0")
+
+
+def test_a_future_of_a_foreign_executor_that_comes_too_late(observed: Any) -> None:
+    executor = gevent.threadpool.ThreadPoolExecutor(1)
+    loop = EventLoop()
+    ended = gevent.event.Event()
+
+    async def main() -> None:
+        loop.run_in_executor(executor, native_sleep, UNIT)
+
+    loop.run_until_complete(main())
+    loop.close()
+    executor.submit(int).add_done_callback(lambda _: ended.set())
+    ended.wait()
+    executor.shutdown()

@@ -869,6 +869,10 @@ def test_a_popen_that_somebody_has_replaced_is_used(monkeypatch: pytest.MonkeyPa
     asyncio_gevent.run(main())
 
 
+def test_a_popen_that_was_replaced_before_is_used() -> None:
+    run_script("replaced_popen", patched=False).check("called\n0")
+
+
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="there are no pidfds")
 def test_a_child_for_which_there_is_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the main thread there is another way; elsewhere it is not left alone."""
@@ -991,6 +995,33 @@ def test_a_descriptor_that_is_closed_right_after_it_was_registered(closes: str) 
         loop.remove_reader(ends[0])
 
     asyncio_gevent.run(main())
+
+
+@pytest.mark.parametrize("when", ["before the loop runs", "after its callback was suspended"])
+def test_a_descriptor_that_is_closed_right_after_it_is_watched_again(when: str) -> None:
+    loop = asyncio_gevent.new_event_loop()
+    reader, writer = os.pipe()
+    called: list[None] = []
+
+    def callback() -> None:
+        gevent.sleep(UNIT / 4)  # meanwhile the watcher fires again, and is stopped
+        if not called:
+            gevent.spawn(os_close, reader)
+        called.append(None)
+
+    async def main() -> None:
+        if when != "before the loop runs":
+            os.write(writer, b"data")
+            await until(lambda: called)
+        await asyncio.sleep(UNIT)
+
+    loop.add_reader(reader, callback)
+    if when == "before the loop runs":
+        gevent.spawn(os_close, reader)
+    loop.run_until_complete(main())
+    loop.remove_reader(reader)
+    loop.close()
+    os_close(writer)
 
 
 def test_a_file_object_that_is_closed_right_after_it_was_registered() -> None:

@@ -632,22 +632,105 @@ def test_resume_writing_that_is_due_again_while_it_is_suspended() -> None:
     ]  # fmt: skip
 
 
-def test_data_comes_while_resume_writing_is_suspended() -> None:
-    """What it waits for may be in there."""
+def test_others_may_write_while_resume_writing_is_suspended() -> None:
     journal = StreamJournal("resume_writing")
 
     async def main() -> None:
         async with connected_writer("socket", journal) as (transport, take):
-            loop = asyncio.get_running_loop()
-            del loop
-            write_much("socket", transport)
-            while not journal.entered.is_set():
-                take()
-                await asyncio.sleep(0)
-            transport.get_extra_info("socket")
-            journal.release.set()
-            await until(lambda: "..." in journal.heard)
+            for _ in range(2):
+                taken = 0
+                write_much("socket", transport)
+                while taken < len(MEGABYTE):
+                    taken += take()
+                    await asyncio.sleep(0)
+                await until(journal.entered.is_set)
+            assert "..." not in journal.heard
             transport.abort()
+            journal.release.set()
+            await journal.until_heard("lost")
+
+    asyncio_gevent.run(main())
+
+
+def test_connection_lost_comes_after_a_suspended_pause_writing() -> None:
+    journal = StreamJournal("pause_writing")
+
+    async def main() -> None:
+        async with connected_writer("socket", journal) as (transport, _):
+            loop = asyncio.get_running_loop()
+            loop.call_soon(transport.write, MEGABYTE)
+            await journal.until_entered()
+            transport.abort()
+            await asyncio.sleep(UNIT / 2)
+            assert journal.heard == ["made", "pause_writing", "resume_writing"]
+            journal.release.set()
+            await journal.until_heard("lost")
+
+    asyncio_gevent.run(main())
+
+
+def test_a_fatal_error_while_error_received_is_suspended() -> None:
+    """asyncio calls that one amid its own work, which is not disturbed."""
+
+    class Socket:
+        def __init__(self, sock: Any) -> None:
+            self._sock = sock
+            self._errors: list[type[OSError]] = [ConnectionRefusedError, BlockingIOError]
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._sock, name)
+
+        def send(self, data: bytes) -> None:
+            raise self._errors.pop()
+
+    class Erring(DatagramJournal):
+        def connection_lost(self, error: Any) -> None:
+            self.hear("lost")
+            reasons.append(error)
+
+    journal = Erring("error")
+    reasons: list[Any] = []
+
+    async def main() -> None:
+        async with connected_writer("datagrams", journal) as (transport, _):
+            transport._sock = Socket(transport._sock)
+            transport.sendto(b"1")
+            await journal.until_entered()
+            reason = OSError("the reason")
+            transport._fatal_error(reason)
+            await asyncio.sleep(UNIT / 2)
+            assert journal.heard == ["made", "error"]
+            journal.release.set()
+            await journal.until_heard("lost")
+            assert reasons == [reason]
+
+    asyncio_gevent.run(main())
+
+
+def test_a_loss_that_is_put_off_ends_sendfile() -> None:
+    class Waiting(StreamJournal):
+        def data_received(self, data: bytes) -> None:
+            self.hear("data")
+            self.release.wait()
+            self.hear("...")
+
+    journal = Waiting()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with by_socket(journal) as (connecting, peer):
+            await connecting
+            journal.transport.write(MEGABYTE)
+            peer.send(b"data")
+            await journal.until_heard("data")
+            with open(__file__, "rb") as file:
+                sending = loop.create_task(loop.sendfile(journal.transport, file))
+                await until(lambda: journal.transport._empty_waiter)
+                journal.transport.abort()
+                with pytest.raises(ConnectionError):
+                    await sending
+            assert not {"...", "lost"} & {*journal.heard}
+            journal.release.set()
             await journal.until_heard("lost")
 
     asyncio_gevent.run(main())
@@ -747,6 +830,29 @@ def test_the_peer_need_not_wait_for_what_is_suspended(how: str) -> None:
         await journal.until_heard("lost")
 
     run("socket", ("data",), test)
+
+
+def test_a_method_may_pass_the_socket_on_and_close_the_transport() -> None:
+    class Passing(StreamJournal):
+        def data_received(self, data: bytes) -> None:
+            self.copy = self.transport._sock.dup()
+            self.transport.close()
+            self.hear("data")
+
+    journal = Passing("data")
+
+    async def main() -> None:
+        async with by_socket(journal) as (connecting, peer):
+            await connecting
+            peer.send(b"data")
+            await journal.until_entered()
+            assert journal.copy.send(b"by the copy") == 11
+            assert peer.socket.recv(100) == b"by the copy"
+            journal.copy.close()
+            journal.release.set()
+            await journal.until_heard("lost")
+
+    asyncio_gevent.run(main())
 
 
 def test_errors_are_reported_with_the_name_of_the_method(observed: Any) -> None:
