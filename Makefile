@@ -100,6 +100,7 @@ test-all:
 
 lint: $(VENV)/.installed-dev
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check asyncio_gevent benchmarks examples tests
 
 types: $(VENV)/.installed-dev
 	$(PY) -m mypy

@@ -8,8 +8,8 @@ Layer map; imports go downward only.
                 _steps.py (the edge; suspended steps and their runners)
                 _loop_io.py (its side to the world: descriptors, signals, threads, names)
     machinery   _threads.py (threads and forks)  _runners.py (every greenlet switch)
-                _handles.py  _tasks.py (cancel)  _executor.py (native threads)  _transports.py
-                _watchers.py (descriptors, signals, children)
+                _handles.py  _tasks.py (cancel)  _executor.py (native threads)
+                _children.py  _transports.py  _watchers.py (descriptors, signals)
     ground      _compat.py (private names, versions)  _originals.py (from before patching)
                 exceptions.py
 

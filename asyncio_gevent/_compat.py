@@ -1,7 +1,7 @@
 """The one place for private names of asyncio and gevent, and for differences of versions.
 
-Everything here is used by asyncio's own event loops or documented for those who write one
-("Extending asyncio" in the documentation of Python), but for the names of gevent at the end.
+What is asyncio's is used by its own event loops or documented for those who write one
+("Extending asyncio" in the documentation of Python).
 """
 
 from __future__ import annotations

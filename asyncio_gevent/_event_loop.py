@@ -33,6 +33,7 @@ from gevent.hub import MAIN_THREAD_IDENT, get_hub
 from greenlet import getcurrent
 
 from asyncio_gevent import _compat
+from asyncio_gevent._children import reaped
 from asyncio_gevent._compat import (
     get_hub_if_exists,
     has_deferred_closes,
@@ -48,7 +49,6 @@ from asyncio_gevent._watchers import (
     IOHandle,
     close,
     file_of,
-    reaped,
     unpolled,
     wake_on_signals,
 )
@@ -590,7 +590,8 @@ class EventLoop(StepsEventLoop):
                     if runner.resumed:
                         return  # it was suspended, and the rest has gone to another runner
                     if getrefcount(runner) != references:  # also if it is claimed already
-                        self._claim(runner, handle)
+                        held = getrefcount(runner) - references
+                        self._claim(runner, handle, held)
                         return
                 if not left:
                     if self._stopping:
@@ -821,8 +822,9 @@ class EventLoop(StepsEventLoop):
         else:
             self._check_closed()
             task = Task(coro, loop=self, **kwargs)
-        if runner is not None and getrefcount(runner) > references and not task.done():
-            runner.eager.append(weakref.ref(task))
+        left = getrefcount(runner) - references
+        if runner is not None and left > 0 and not task.done():
+            runner.eager.append((weakref.ref(task), left))
         return task
 
     # --- closing ----------------------------------------------------------------------------

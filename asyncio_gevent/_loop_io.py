@@ -23,20 +23,19 @@ from gevent.hub import get_hub
 from gevent.resolver.thread import Resolver as ThreadResolver
 
 from asyncio_gevent import _compat
+from asyncio_gevent._children import ChildWatcher, SubprocessTransport
 from asyncio_gevent._executor import HubExecutor, wrap_foreign_future
-from asyncio_gevent._originals import get_original
+from asyncio_gevent._originals import original_epoll, original_resolvers
 from asyncio_gevent._transports import (
     DatagramTransport,
     ReadPipeTransport,
     SocketTransport,
     SSLProtocol,
-    SubprocessTransport,
     WritePipeTransport,
 )
 from asyncio_gevent._watchers import (
     READ,
     WRITE,
-    ChildWatcher,
     IOHandle,
     Registry,
     file_of,
@@ -461,7 +460,7 @@ class IOEventLoop(asyncio.SelectorEventLoop):
             # without a greenlet that waits. Not the default executor: nobody waits for it.
             if self._lookups is None:
                 self._lookups = HubExecutor(self, is_joined=False)
-            future = self._lookups.submit(get_original("socket", function), args)
+            future = self._lookups.submit(original_resolvers[function], args)
             greenlet = None
         else:
             # It blocks the greenlet that calls it, so it gets one of its own.
@@ -490,17 +489,10 @@ def _resolve(function: Callable[..., Any], args: Any, future: asyncio.Future[Any
 
 
 _OWN_RESOLVERS = (
-    get_original("socket", "getaddrinfo"),
+    *original_resolvers.values(),
     gevent.socket.getaddrinfo,
-    get_original("socket", "getnameinfo"),
     gevent.socket.getnameinfo,
 )
-
-
-try:
-    _epoll: Any = get_original("select", "epoll")
-except AttributeError:  # not on Linux
-    _epoll = None
 
 
 def _ignore_signal(signum: int, frame: Any) -> None:
@@ -538,9 +530,9 @@ def _waitable(fd: Any) -> int:
     mode = os.fstat(fileno).st_mode
     if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-    if stat.S_ISCHR(mode) and _epoll is not None:
+    if stat.S_ISCHR(mode) and original_epoll is not None:
         # A terminal can be waited for, /dev/null cannot. Only epoll knows: libev takes what it
         # refuses for always ready.
-        with _epoll() as epoll:
+        with original_epoll() as epoll:
             epoll.register(fileno, 0)
     return fileno

@@ -1,7 +1,8 @@
 """What must be had from before monkey patching, whenever this package is imported.
 
 ``gevent.monkey`` replaces functions in the modules themselves, so that a plain ``import`` gives
-what was there at that moment. ``get_original`` gives the interpreter's own in either order.
+what was there at that moment. ``gevent.monkey.get_original`` gives the interpreter's own in either
+order.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ __all__ = [
     "NativeRLock",
     "find_popen",
     "get_ident",
-    "get_original",
     "is_module_patched",
     "native_local",
     "native_sleep",
+    "original_epoll",
+    "original_resolvers",
     "os_close",
     "os_waitpid",
 ]
@@ -47,6 +49,15 @@ native_local = cast("type[Any]", get_original("_thread", "_local"))
 #: Does not wait in the hub, and knows nothing of what gevent has reaped.
 os_waitpid = cast("Callable[[int, int], tuple[int, int]]", get_original("os", "waitpid"))
 
+
+#: Name to function: they block the OS thread.
+original_resolvers = {name: get_original("socket", name) for name in ("getaddrinfo", "getnameinfo")}
+
+#: ``select.epoll``, which gevent takes away, or None: elsewhere than on Linux there is none.
+try:
+    original_epoll: Any = get_original("select", "epoll")
+except AttributeError:
+    original_epoll = None
 
 _popen = get_original("subprocess", "Popen")
 #: Nobody has replaced it before this package was imported.

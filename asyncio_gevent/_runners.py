@@ -87,7 +87,7 @@ class Runner(greenlet):  # type: ignore[misc]
             the event loop.
         claims: id to weak reference of each task that has claimed it; written by the event loop.
         eager: weak references to eager tasks whose first step, in that of another task, has left
-            something with this runner; written by the event loop.
+            something with this runner, and how much; written by the event loop.
         deferred: handles that wait until it is parked; written by the event loop.
         closing: `GreenletExit` was thrown into its step, since the event loop is being closed.
         discarded: it ends when it is put away; written by the event loop.
@@ -156,16 +156,22 @@ class Runner(greenlet):  # type: ignore[misc]
     def throw(self, *args: Any) -> Any:
         """Resume the suspended step with an exception; this is what gevent calls, in the hub."""
         if self._is_left():
+            if len(self.claims) > 1 and self._throw_into_claimant(args):
+                return None
             return self._resume(_throw, args, {})
         if self.state is PARKED:
-            # A gevent.Timeout that a step has set, say, while the task awaits. What will throw it
-            # refers to this runner, so that the task has claimed it; the last one, if eager tasks
-            # have as well.
-            task = [*self.claims.values()][-1]() if self.claims else None
-            if task is not None:
-                task.get_loop()._throw_into_awaiting(task, _exception(args))
+            self._throw_into_claimant(args)
             return None
         return _throw(self, *args)
+
+    def _throw_into_claimant(self, args: tuple[Any, ...]) -> bool:
+        # A gevent.Timeout that a step has set, say, and whose task awaits. What throws it refers to
+        # this runner, so that the task has claimed it.
+        tasks = [task for claim in self.claims.values() if (task := claim()) is not None]
+        if not tasks:
+            return False
+        loop = tasks[0].get_loop()
+        return bool(loop._throw_into_claimant(self, tasks, _exception(args)))
 
     def _is_left(self) -> bool:
         # Suspended itself, or waiting for a raw greenlet that blocks; it is then the hub that

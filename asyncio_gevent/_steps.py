@@ -26,7 +26,7 @@ from asyncio_gevent import _compat
 from asyncio_gevent._compat import get_hub_if_exists
 from asyncio_gevent._loop_io import IOEventLoop
 from asyncio_gevent._runners import LIVE, PARKED, Runner, note_stray
-from asyncio_gevent._tasks import Task, shadow_cancel, unshadow_cancel
+from asyncio_gevent._tasks import Task, holds, shadow_cancel, unshadow_cancel
 from asyncio_gevent._threads import alias, unalias
 from asyncio_gevent._watchers import IOHandle
 from asyncio_gevent.exceptions import BlockingCallError
@@ -207,11 +207,17 @@ class StepsEventLoop(IOEventLoop):
     # after a step is claimed by the task, until nobody does. Eager tasks take their first step in
     # that of another task, so that several may have claimed the same runner.
 
-    def _claim(self, runner: Runner, handle: Any) -> None:
-        # After a handle, to be reviewed when the runner is parked.
-        tasks = [task for ref in runner.eager if (task := ref()) is not None]
+    def _claim(self, runner: Runner, handle: Any, references: int | None = None) -> None:
+        # After a handle that has left so many references, to be reviewed when the runner is parked.
+        tasks = []
+        by_eager = 0
+        for ref, count in runner.eager:
+            task = ref()
+            if task is not None:
+                tasks.append(task)
+                by_eager += count
         runner.eager.clear()
-        if not runner.claims:
+        if not runner.claims and not (tasks and references == by_eager):
             task = getattr(handle._callback, "__self__", None)
             if asyncio.isfuture(task):
                 tasks.append(task)
@@ -319,6 +325,22 @@ class StepsEventLoop(IOEventLoop):
         elif not task.done():
             task._cancel_instead(msg)
 
+    def _throw_into_claimant(self, runner: Runner, tasks: list[Any], error: BaseException) -> bool:
+        """Let what one of these tasks, which have claimed the runner, awaits raise this.
+
+        Returns:
+            False if it is for the step that is suspended in the runner.
+        """
+        task = tasks[0]
+        if len(tasks) > 1:
+            # Of eager tasks, or the one that has made them.
+            holders = [task for task in tasks if holds(task, error)]
+            task = holders[-1] if holders else tasks[-1]
+            if runner.state is not PARKED and not (holders and task is not runner.task):
+                return False
+        self._throw_into_awaiting(task, error)
+        return True
+
     def _throw_into_awaiting(self, task: Any, error: BaseException) -> None:
         """Let what a task waits for, an ``await`` or by now a blocking call, raise this."""
         if task.done() or self._closed or _compat.is_closed_timeout(error):
@@ -336,8 +358,13 @@ class StepsEventLoop(IOEventLoop):
                 failed.set_exception(error)
                 self.call_soon(callback, failed, context=context)
                 return
-        # Its next step is on the way: let it await something first.
-        self.call_soon(self._throw_into_awaiting, task, error)
+        # Its next step is on the way, or waits for the runner: let it await something first.
+        claimed = self._special.get(id(task))
+        if claimed is not None and claimed.state is not PARKED:
+            handle = events.Handle(self._throw_into_awaiting, (task, error), self, None)
+            claimed.deferred.append(handle)
+        else:
+            self.call_soon(self._throw_into_awaiting, task, error)
 
     def _throw_into_suspended(self, runner: Runner, task: Any, error: BaseException) -> None:
         if self._suspended_tasks.get(task) is runner:

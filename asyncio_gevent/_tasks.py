@@ -10,9 +10,11 @@ thrown into that greenlet. The C implementation must not hear of it, or it would
 from __future__ import annotations
 
 import asyncio
+import gc
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Task", "shadow_cancel", "unshadow_cancel"]
+__all__ = ["Task", "holds", "shadow_cancel", "unshadow_cancel"]
 
 
 class Task(asyncio.Task[Any]):
@@ -132,3 +134,16 @@ def unshadow_cancel(task: Any) -> None:
     if not task._cancel_instead.__self__.thrown:
         for name in _NAMES:
             delattr(task, name)
+
+
+def holds(task: Any, manager: Any) -> bool:
+    """Whether a coroutine of this task is in a ``with`` block of this context manager. Slow."""
+    coroutine = task.get_coro()
+    while coroutine is not None:
+        # Its frame keeps the method ``__exit__`` for the end of the block, or the object itself.
+        frame = getattr(coroutine, "cr_frame", None)
+        for each in gc.get_referents(coroutine, *([] if frame is None else [frame])):
+            if each is manager or (type(each) is MethodType and each.__self__ is manager):
+                return True
+        coroutine = getattr(coroutine, "cr_await", None)
+    return False

@@ -9,7 +9,8 @@ Rule 1: a protocol hears of one thing after the other all the same: connection_m
         sendto() may come in between: what is suspended may wait for the second, and the others
         are part of what somebody else writes.
 Rule 2: what waits for connection_made(), ``create_connection()`` say, waits until it returns.
-Rule 3: nothing of asyncio's is suspended amid its own work on a transport.
+Rule 3: nothing of asyncio's is suspended amid its own work on a transport, but for calls of
+        error_received(), after which asyncio does no more.
 """
 
 from __future__ import annotations
@@ -19,37 +20,30 @@ import functools
 import os
 import socket
 import sys
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import gevent.socket
-from gevent.event import Event
-from gevent.hub import get_hub
 from greenlet import getcurrent
 
 from asyncio_gevent import _compat
-from asyncio_gevent._originals import find_popen
 from asyncio_gevent._runners import is_killed
-from asyncio_gevent._watchers import ChildWatcher, close, reaped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
     "DatagramTransport",
+    "Introducing",
+    "Introduction",
     "ReadPipeTransport",
     "SSLProtocol",
     "SocketTransport",
-    "SubprocessTransport",
     "WritePipeTransport",
+    "named_as",
 ]
 
 #: Bytes that a transport reads at a time, at most.
 READ_SIZE = 64 * 1024
-
-#: Calls of a subprocess protocol that wait for one that is suspended, before the pipes are no
-#: longer read.
-MAX_WAITING_CALLS = 16
 
 
 def _socket_methods(sock: Any) -> Any:
@@ -58,7 +52,7 @@ def _socket_methods(sock: Any) -> Any:
     return sock._sock if type(sock) is gevent.socket.socket else sock
 
 
-class _Introduction:
+class Introduction:
     """Stands for a protocol while its transport is made, which schedules ``connection_made()``.
 
     So that it is the transport that calls it, in `_introduce`.
@@ -71,18 +65,18 @@ class _Introduction:
         def connection_made(transport: Any) -> None:
             transport._introduce(made)
 
-        self.connection_made = _named_as(made, connection_made)
+        self.connection_made = named_as(made, connection_made)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._protocol, name)
 
 
-def _named_as(method: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+def named_as(method: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     # In debug mode, and where an exception is reported, a handle is described by its callback.
     return functools.update_wrapper(function, method, updated=())
 
 
-class _Introducing:
+class Introducing:
     """The beginning of a transport: nothing comes before connection_made() has returned.
 
     Attributes:
@@ -115,7 +109,7 @@ class _Introducing:
         raise NotImplementedError
 
 
-class _Reading(_Introducing):
+class _Reading(Introducing):
     """Rule 1 for a transport of one descriptor.
 
     Attributes:
@@ -300,7 +294,7 @@ class SocketTransport(_Writing, _compat.SelectorSocketTransport):  # type: ignor
         methods = _socket_methods(sock)
         self._recv = methods.recv
         self._send = methods.send
-        super().__init__(loop, sock, _Introduction(protocol), None, extra, server, **kwargs)
+        super().__init__(loop, sock, Introduction(protocol), None, extra, server, **kwargs)
         self.__dict__.pop("_write_ready", None)
         self._waiter = waiter
         self.set_protocol(protocol)
@@ -432,7 +426,7 @@ class DatagramTransport(_Writing, _compat.SelectorDatagramTransport):  # type: i
     ) -> None:
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             self.max_size = READ_SIZE  # no datagram of theirs is larger; of others it would be cut
-        super().__init__(loop, sock, _Introduction(protocol), address, None, extra, **kwargs)
+        super().__init__(loop, sock, Introduction(protocol), address, None, extra, **kwargs)
         self._waiter = waiter
         self.set_protocol(protocol)
 
@@ -470,7 +464,7 @@ class _PipeEnd(_Reading):
         self, loop: Any, pipe: Any, protocol: Any, waiter: Any = None, *args: Any, **kwargs: Any
     ) -> None:
         super().__init__(  # type: ignore[call-arg]
-            loop, pipe, _Introduction(protocol), None, *args, **kwargs
+            loop, pipe, Introduction(protocol), None, *args, **kwargs
         )
         self._waiter = waiter
         self._protocol = protocol
@@ -509,7 +503,7 @@ class ReadPipeTransport(_PipeEnd, _compat.UnixReadPipeTransport):  # type: ignor
         def eof_received() -> None:
             self._call_reading(received)
 
-        loop.call_soon(_named_as(received, eof_received))
+        loop.call_soon(named_as(received, eof_received))
         loop.call_soon(self._call_connection_lost, None)
 
 
@@ -612,158 +606,3 @@ def _adopt(protocol: Any) -> Any:
     if type(protocol) is _compat.SSLProtocol:
         protocol.__class__ = SSLProtocol
     return protocol
-
-
-# --- children -----------------------------------------------------------------------------------
-
-
-class SubprocessTransport(_Introducing, _compat.UnixSubprocessTransport):  # type: ignore[misc]
-    """A child process.
-
-    It is started by the interpreter's own Popen, patched or not. gevent's waits in the hub until
-    the child has started; whoever is cancelled or times out there leaves a child that nobody
-    knows of.
-
-    Attributes:
-        _calls: calls of the protocol that are due, oldest first.
-        _calling: one is under way, perhaps suspended: the next one waits.
-        _caught_up: set when few calls are due, if a pipe waits for that.
-        _is_broken: the pipes could not be connected, and the protocol will not hear of anything.
-    """
-
-    _is_broken = False
-
-    if TYPE_CHECKING:
-        _protocol: Any
-        _exit_waiters: Any
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._calls: deque[tuple[Any, tuple[Any, ...]]] = deque()
-        self._calling = False
-        self._caught_up: Event | None = None
-        super().__init__(*args, **kwargs)
-
-    async def _connect_pipes(self, waiter: Any) -> None:
-        protocol = self._protocol
-        self._protocol = _Introduction(protocol)
-        connected = self._loop.create_future()
-        await super()._connect_pipes(connected)
-        if isinstance(self._protocol, _Introduction):
-            self._protocol = protocol
-        error = connected.exception()
-        if error is None:
-            self._waiter = waiter
-            if self._closed:  # meanwhile, and before there were these
-                for pipe in self._pipes.values():
-                    pipe.pipe.close()
-            return
-        process = self._proc
-        for number, file in enumerate((process.stdin, process.stdout, process.stderr)):
-            if file is not None and self._pipes[number] is None:
-                file.close()
-        self._is_broken = True
-        self._wake_exit_waiters()
-        if waiter is not None and not waiter.done():
-            waiter.set_exception(error)
-
-    def _introduce(self, connection_made: Callable[[Any], None]) -> None:
-        self._calling = True
-        super()._introduce(connection_made)
-
-    def _begin(self) -> None:
-        self._calling = False
-        for callback, data in self._calls:
-            self._call_soon(callback, data)
-
-    def is_calling(self) -> bool:
-        """Whether a call of the protocol is suspended, asked by another step."""
-        return self._calling
-
-    def _call(self, callback: Any, *data: Any) -> None:
-        self._calls.append((callback, data))
-        self._call_soon(callback, data)
-
-    def _call_soon(self, callback: Any, data: tuple[Any, ...]) -> None:
-        # For the oldest one, which is this one unless something is suspended.
-        def call_next(*data: Any) -> None:
-            self._call_next()
-
-        self._loop.call_soon(_named_as(callback, call_next), *data)
-
-    def _call_next(self) -> None:
-        if self._calling or not (self._calls and self._introduced):
-            return
-        callback, data = self._calls.popleft()
-        self._calling = True
-        try:
-            callback(*data)
-        finally:
-            self._calling = False
-            if self._caught_up is not None and len(self._calls) <= MAX_WAITING_CALLS:
-                self._caught_up.set()
-                self._caught_up = None
-            if self._calls:  # they came while this one was suspended
-                self._call_soon(*self._calls[0])
-
-    def _pipe_data_received(self, fd: int, data: bytes) -> None:
-        super()._pipe_data_received(fd, data)
-        if len(self._calls) > MAX_WAITING_CALLS and self._calling:
-            # This step of the pipe's is suspended as well, so that it reads no more.
-            if self._caught_up is None:
-                self._caught_up = Event()
-            self._caught_up.wait()
-
-    def _pipe_connection_lost(self, fd: int, exc: BaseException | None) -> None:
-        if fd == 0 and self._calling:
-            # As in `_Writing._put_off_loss`: what is suspended may wait until it may write.
-            self._pipes[0].pipe._maybe_resume_protocol()
-        super()._pipe_connection_lost(fd, exc)
-
-    def _process_exited(self, returncode: int) -> None:
-        super()._process_exited(returncode)
-        self._wake_exit_waiters()
-
-    def _wake_exit_waiters(self) -> None:
-        # Else connection_lost() wakes them, which in 3.10 to 3.13 does not come if it is broken.
-        if self._is_broken and self._returncode is not None:
-            for waiter in self._exit_waiters or ():
-                if not waiter.done():
-                    waiter.set_result(self._returncode)
-            self._exit_waiters = []
-
-    def _start(self, args: Any, shell: bool, stdin: Any, stdout: Any, stderr: Any,
-               bufsize: int, **kwargs: Any) -> None:  # fmt: skip
-        hub = get_hub()
-        begun = 0 if hub.loop.default else reaped.begin()
-        popen = find_popen()
-        if popen is not None:
-            kwargs.update(shell=shell, stdin=stdin, stdout=stdout, stderr=stderr)
-            kwargs.update(universal_newlines=False, bufsize=bufsize)
-            self._proc = popen(args, **kwargs)
-        else:
-            super()._start(args, shell, stdin, stdout, stderr, bufsize, **kwargs)
-        process = self._proc
-        try:
-            ChildWatcher(self._loop, hub, process, self._exited, begun)
-        except BaseException:
-            # Nothing would tell that it has ended.
-            process.kill()
-            for pipe in (process.stdin, process.stdout, process.stderr):
-                if pipe is not None:
-                    pipe.close()
-            process.wait()
-            raise
-
-    def _exited(self, returncode: int) -> None:
-        # In the hub. The kernel closes the pipes of a process before it tells that it has ended,
-        # but the hub may hear of both in one poll. Who waits for the exit only may then close
-        # the event loop: so the pipes first, and that is after the next poll.
-        timer = get_hub().loop.timer(0)
-
-        def report() -> None:
-            close(timer)
-            loop = self._loop
-            if loop is not None and not loop.is_closed():
-                loop.call_soon_threadsafe(loop.call_soon, self._process_exited, returncode)
-
-        timer.start(report)

@@ -1,25 +1,23 @@
-"""What the hub watches for the event loop: descriptors, signals, children.
+"""What the hub watches for the event loop: descriptors and signals.
 
 Rule 1: a watcher of a descriptor is started once for its registration, not for every wait, and is
         level-triggered: it fires at every poll of the hub while the descriptor is ready.
 Rule 2: a handle that waits to be run, or is suspended, is not queued a second time.
 Rule 3: watchers of descriptors are active only while the event loop runs, and belong to the hub
-        that runs it; those of children and of signals with a handler last until it is closed.
+        that runs it; that of signals with a handler lasts until it is closed.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import selectors
 import signal
-import sys
 from asyncio import Handle
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from asyncio_gevent import _compat
-from asyncio_gevent._originals import NativeRLock, native_local, os_close, os_waitpid
+from asyncio_gevent._originals import native_local, os_close
 
 if TYPE_CHECKING:
     from asyncio_gevent._event_loop import EventLoop
@@ -27,12 +25,10 @@ if TYPE_CHECKING:
 __all__ = [
     "READ",
     "WRITE",
-    "ChildWatcher",
     "IOHandle",
     "Registry",
     "close",
     "file_of",
-    "reaped",
     "unpolled",
     "wake_on_signals",
 ]
@@ -410,259 +406,3 @@ def _pipe() -> tuple[int, int]:
 
 
 wake_on_signals = _SignalWakeup()
-
-
-# --- children -----------------------------------------------------------------------------------
-
-
-class _Reaped:
-    """The statuses of children that the main thread's hub has reaped, for other OS threads.
-
-    Once gevent watches a child, its handler of SIGCHLD takes the status of every child of the
-    process. A watcher of any pid is told of all of them, also of one that ends at once.
-    """
-
-    #: Statuses that are kept, for those who hear of the end of their child later.
-    KEPT = 1000
-
-    def __init__(self) -> None:
-        self.main_hub: Any = None
-        self._watcher: Any = None
-        # Of more than one OS thread. Reentrant: the garbage collector may close a watcher.
-        self._lock = NativeRLock()
-        self._count = 0
-        self._statuses: dict[int, tuple[int, int]] = {}
-        self._waiting: dict[int, ChildWatcher] = {}
-
-    def begin(self) -> int:
-        """Keep statuses from now on, if gevent takes them. From any OS thread, before a child.
-
-        Returns:
-            What `claim` is to be told: an older status was of another child of that number.
-        """
-        count = self._count
-        if _gevent_reaps():
-            if self.main_hub is None or self.main_hub.loop is None:
-                self.main_hub = _compat.find_main_hub()
-            if self.main_hub is not None:
-                _compat.call_in_hub(self.main_hub, self._begin)
-        return count
-
-    def _begin(self) -> None:
-        loop = self.main_hub.loop
-        if not _compat.is_libuv(loop) and (self._watcher is None or self._watcher.loop is not loop):
-            # ref=False: it is no reason for that hub to go on.
-            self._watcher = watcher = loop.child(0, ref=False)
-            watcher.start(lambda *_: self._note(watcher.rpid, watcher.rstatus))
-
-    def watch(self, pid: int) -> None:
-        """Keep the status of this child. From any OS thread, after `begin`."""
-        # gevent's libuv loop tells a watcher of any pid of the first child only, so there is one
-        # for each, which is too late for a child that ends at once.
-        hub_loop = self.main_hub and self.main_hub.loop
-        if hub_loop is not None and _compat.is_libuv(hub_loop):
-            _compat.call_in_hub(self.main_hub, self._watch, pid)
-
-    def _watch(self, pid: int) -> None:
-        watcher = self.main_hub.loop.child(pid, ref=False)
-
-        def ended(*_: Any) -> None:
-            close(watcher)
-            self._note(pid, watcher.rstatus)
-
-        watcher.start(ended)
-
-    def _note(self, pid: int, status: int) -> None:
-        with self._lock:
-            self._count += 1
-            waiting = self._waiting.pop(pid, None)
-            if waiting is None:
-                self._statuses.pop(pid, None)  # of another child; the new one goes to the end
-                self._statuses[pid] = self._count, status
-                if len(self._statuses) > self.KEPT:
-                    del self._statuses[next(iter(self._statuses))]
-        if waiting is not None:
-            _compat.call_in_hub(waiting.hub, waiting.ended, status)
-
-    def claim(self, watcher: ChildWatcher, pid: int, begun: int) -> int | None:
-        """Return the status of a child that has ended, or None: then ``ended`` will be called."""
-        with self._lock:
-            count, status = self._statuses.pop(pid, (0, 0))
-            if count > begun:
-                return status
-            self._waiting[pid] = watcher
-        return None
-
-    def forget(self, pid: int) -> None:
-        """Do not call ``ended`` for this child any more."""
-        with self._lock:
-            self._waiting.pop(pid, None)
-
-
-reaped = _Reaped()
-
-
-def _gevent_reaps() -> bool:
-    # Whether its handler of SIGCHLD takes, or may soon take, the status of every child: the module
-    # sets it when it starts one, as do gevent.os.fork() and loop.install_sigchld().
-    if "gevent.subprocess" in sys.modules:
-        return True
-    if callable(signal.getsignal(signal.SIGCHLD)):
-        return False
-    # A handler in C, which the signal module does not know of. Elsewhere than on Linux there are
-    # no pidfds, and it is the hub in any case.
-    try:
-        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-            (mask,) = [line.split()[1] for line in file if line.startswith("SigCgt:")]
-    except (OSError, ValueError):
-        return False
-    return bool(int(mask, 16) >> (signal.SIGCHLD - 1) & 1)
-
-
-class ChildWatcher:
-    """Calls ``callback(returncode)`` in the hub when a child of this process has ended.
-
-    By a pidfd where the system has them: only this child is reaped, in any OS thread, and no
-    SIGCHLD handler is installed. Where gevent reaps every child of the process already, the hub's
-    child watcher, which exists in the main thread only, is asked for the status as well, by
-    `reaped` from other threads. Without pidfds it is the child watcher alone.
-
-    Args:
-        loop: the event loop; `close` is called when it is closed.
-        hub: its hub.
-        process: the child, a ``subprocess.Popen``, whose ``wait()`` may be called.
-        callback: called once, unless `close` comes first.
-        begun: what `_Reaped.begin` has returned before the child was started.
-
-    Raises:
-        RuntimeError: the system has no pidfds, and this is not the main thread.
-        OSError: no descriptor is left for one.
-    """
-
-    def __init__(
-        self,
-        loop: EventLoop,
-        hub: Any,
-        process: Any,
-        callback: Callable[[int], None],
-        begun: int = 0,
-    ) -> None:
-        self._process = process
-        self._begun = begun
-        pid = process.pid
-        self._loop = loop
-        self.hub = hub
-        self._pid = pid
-        self._callback: Callable[[int], None] | None = callback
-        self._pidfd = -1
-        self._watchers: list[Any] = []
-        gevent_reaps = _gevent_reaps()
-        self._reaps = not (gevent_reaps and hub.loop.default)  # this watcher, not the hub
-        if hasattr(os, "pidfd_open"):
-            try:
-                self._pidfd = os.pidfd_open(pid)
-            except ProcessLookupError:  # it has ended, and the main hub has reaped it
-                self._wait_for_status()
-                loop._child_watchers.add(self)
-                return
-            except OSError as error:
-                if error.errno in _OUT_OF_RESOURCES and not hub.loop.default:
-                    raise
-                # An old kernel, or a sandbox; in the main thread there is another way.
-        if self._pidfd >= 0:
-            watcher = hub.loop.io(self._pidfd, READ)
-            watcher.start(self._on_pidfd)
-            self._watchers.append(watcher)
-        if self._pidfd < 0 or not self._reaps:
-            self._watch_child(hub)
-        elif gevent_reaps and not hub.loop.default:
-            reaped.watch(pid)
-        loop._child_watchers.add(self)
-
-    def close(self) -> None:
-        """Stop watching. In the OS thread of the hub."""
-        self._loop._child_watchers.discard(self)
-        self._callback = None
-        reaped.forget(self._pid)
-        while self._watchers:
-            close(self._watchers.pop())
-        if self._pidfd >= 0:
-            os_close(self._pidfd)
-            self._pidfd = -1
-
-    def _watch_child(self, hub: Any) -> None:
-        try:
-            watcher = hub.loop.child(self._pid)
-        except TypeError as error:
-            raise RuntimeError(
-                "on this system a subprocess can be watched in the main OS thread only: run the "
-                "event loop there"
-            ) from error
-        watcher.start(lambda *_: self.ended(watcher.rstatus))
-        self._watchers.append(watcher)
-        # gevent's first child watcher sets the handler of SIGCHLD, and of a child that has ended
-        # before that, nobody would ever hear.
-        try:
-            pid, status = os_waitpid(self._pid, os.WNOHANG)
-        except ChildProcessError:
-            return  # the hub has reaped it, and knows
-        if pid:
-            hub.loop.run_callback(self.ended, status)
-
-    def _on_pidfd(self) -> None:
-        close(self._watchers.pop(0))
-        if self._reaps:
-            try:
-                _, status = os_waitpid(self._pid, os.WNOHANG)
-            except ChildProcessError:
-                if self._process.returncode is not None:
-                    self._ended(self._process.returncode)
-                    return
-            else:
-                self.ended(status)
-                return
-        self._wait_for_status()
-
-    def _wait_for_status(self) -> None:
-        # Somebody else reaps it, or has done so. A hub that does tells us in a moment.
-        if not self.hub.loop.default:
-            status = reaped.claim(self, self._pid, self._begun)
-            if status is not None:
-                self.hub.loop.run_callback(self.ended, status)
-                return
-        timer = self.hub.loop.timer(STATUS_DELAY)
-        timer.start(self._lost)
-        self._watchers.append(timer)
-
-    def _lost(self) -> None:
-        if self._process.returncode is not None:  # somebody has called its wait()
-            self._ended(self._process.returncode)
-            return
-        # As asyncio's child watchers do:
-        _compat.base_events.logger.warning(
-            "Unknown child process pid %d, will report returncode 255", self._pid
-        )
-        self._ended(255)
-
-    def ended(self, status: int) -> None:
-        """Note the wait status of the child. In the hub."""
-        self._ended(_exit_code(status))
-
-    def _ended(self, code: int) -> None:
-        callback = self._callback
-        if callback is not None:
-            self.close()
-            callback(code)
-
-
-_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-
-#: Seconds to wait for the status of a child that another hub has reaped.
-STATUS_DELAY = 0.5
-
-
-def _exit_code(status: int) -> int:
-    try:
-        return os.waitstatus_to_exitcode(status)
-    except ValueError:
-        return status

@@ -23,7 +23,7 @@ import pytest
 from support import PATCHED, PLACES, UNIT, os_close, run_script, until
 
 import asyncio_gevent
-from asyncio_gevent._watchers import _Reaped
+from asyncio_gevent._children import _Reaped
 
 CERTIFICATE = pathlib.Path(__file__).parent / "certificate.pem"
 MEGABYTE = bytes(range(256)) * 4096

@@ -20,7 +20,7 @@ from test_io import MEGABYTE, client_context, server_context
 
 import asyncio_gevent
 from asyncio_gevent import EventLoop
-from asyncio_gevent._transports import MAX_WAITING_CALLS
+from asyncio_gevent._children import MAX_WAITING_CALLS
 
 # See test_io.
 pytestmark = (

@@ -1634,3 +1634,61 @@ def test_a_loop_forgotten_with_a_suspended_step_warns() -> None:
         gevent.sleep(0)
         gc.collect()
     assert reference() is None
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+@pytest.mark.parametrize("wait", ["await", "block"])
+def test_timeouts_of_eager_tasks_that_share_a_greenlet(wait: str) -> None:
+    """Each is for the task in whose block it is, not for the one that has made the tasks."""
+
+    async def step(seconds: float) -> str:
+        try:
+            with gevent.Timeout(seconds):
+                await asyncio.sleep(0)
+                if wait == "block" and seconds == 100:
+                    gevent.sleep(UNIT * 2)
+                await asyncio.sleep(UNIT * 3)
+        except gevent.Timeout as error:
+            return f"{error.seconds == seconds}"
+        return "none"
+
+    async def main() -> list[str]:
+        loop = asyncio.get_running_loop()
+        loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
+        return await asyncio.gather(
+            *[loop.create_task(step(seconds)) for seconds in (UNIT, UNIT * 2, 100)]
+        )
+
+    assert asyncio_gevent.run(main()) == ["True", "True", "none"]
+
+
+def test_dead_proxies_do_not_disturb() -> None:
+    """All objects of the process are looked at to find a raw greenlet that blocks."""
+
+    class Something:
+        pass
+
+    something = Something()
+    proxies = [weakref.proxy(something)]
+    del something
+    loop = asyncio_gevent.EventLoop()
+
+    async def block() -> None:
+        greenlet.greenlet(lambda: gevent.event.Event().wait()).switch()
+
+    async def main() -> None:
+        task = asyncio.ensure_future(block())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        tasks.append(asyncio.ensure_future(block()))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    tasks: list[Any] = []
+    loop.run_until_complete(main())
+    loop.close()
+    assert tasks.pop().done()
+    assert proxies

@@ -5,12 +5,12 @@ import os
 import sys
 
 import asyncio_gevent
-from asyncio_gevent import _transports
+from asyncio_gevent import _children
 
 del os.pidfd_open
 
 
-class LateWatcher(_transports.ChildWatcher):
+class LateWatcher(_children.ChildWatcher):
     """Begins when the child has ended, and leaves it a zombie."""
 
     def __init__(self, loop, hub, process, *args):
@@ -24,5 +24,5 @@ async def main() -> None:
         print(await process.wait())
 
 
-_transports.ChildWatcher = LateWatcher
+_children.ChildWatcher = LateWatcher
 asyncio_gevent.run(main())
