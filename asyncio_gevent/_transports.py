@@ -232,7 +232,7 @@ class _Writing(_Reading):
     def _go_on(self) -> None:
         if self._lost is not None:
             self._call_connection_lost(self._lost[0])
-        elif self._is_flushed and not self._is_calling():
+        elif self._is_flushed and not (self._is_amid or self._resuming):
             self._is_flushed = False
             if not self._buffer:
                 self._call_connection_lost(None)

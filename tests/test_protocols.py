@@ -50,7 +50,9 @@ class Journal(asyncio.BaseProtocol):
         self.transport: Any = None
 
     def hear(self, name: str) -> None:
-        assert self._inside in (None, "pause_writing", "resume_writing"), (self._inside, name)
+        flow = {"pause_writing", "resume_writing"}
+        assert self._inside is None or flow & {self._inside, name}, (self._inside, name)
+        assert name != self._inside
         self.heard.append(name)
         if name in self._blocks:
             self._inside = name
@@ -599,6 +601,30 @@ def test_what_resume_writing_writes_is_sent_before_the_end(suspended: bool) -> N
             return taken
 
     assert asyncio_gevent.run(main()) == len(MEGABYTE) * 4
+
+
+@pytest.mark.parametrize("method", ["made", "data"])
+def test_all_is_sent_and_the_connection_closed_while_a_method_is_suspended(method: str) -> None:
+    journal = StreamJournal(method)
+
+    async def main() -> None:
+        async with by_socket(journal) as (connecting, peer):
+            peer.send(b"data")
+            await journal.until_entered()
+            journal.transport.write(MEGABYTE)
+            journal.transport.close()
+            peer.socket.setblocking(False)
+            loop = asyncio.get_running_loop()
+            received = 0
+            while data := await loop.sock_recv(peer.socket, 1 << 20):
+                received += len(data)
+            assert received == len(MEGABYTE)
+            assert "..." not in journal.heard
+            journal.release.set()
+            await journal.until_heard("lost")
+            await connecting
+
+    asyncio_gevent.run(main())
 
 
 def test_resume_writing_that_is_due_again_while_it_is_suspended() -> None:
