@@ -295,7 +295,9 @@ class SocketTransport(_Writing, _compat.SelectorSocketTransport):  # type: ignor
         self._recv = methods.recv
         self._send = methods.send
         super().__init__(loop, sock, Introduction(protocol), None, extra, server, **kwargs)
-        self.__dict__.pop("_write_ready", None)
+        self._restore_write_ready()
+        # In the instance, since every read looks at it.
+        self._lost = None
         self._waiter = waiter
         self.set_protocol(protocol)
 
@@ -379,7 +381,14 @@ class SocketTransport(_Writing, _compat.SelectorSocketTransport):  # type: ignor
         """Close the connection, when all is sent that was written."""
         self._closer = id(getcurrent())
         super().close()
-        self.__dict__.pop("_write_ready", None)
+        self._restore_write_ready()
+
+    def _restore_write_ready(self) -> None:
+        # Not by way of __dict__, which would make all attributes slower.
+        try:
+            del self._write_ready
+        except AttributeError:  # up to 3.11
+            pass
 
     def write_eof(self) -> None:
         """Send what is written, and then the end of the stream."""
