@@ -1047,9 +1047,14 @@ def test_a_registration_that_fails_is_none() -> None:
         number = ends[0].fileno()
         for end in ends:
             os_close(end.detach())
-        with pytest.raises(OSError):
+        try:
             loop._add_reader(number, int)
-        assert not loop._selector.get_map()
+        except OSError:
+            assert not loop._selector.get_map()
+        else:
+            # Older versions of gevent do not look at it. The event loop does, before the hub polls.
+            await asyncio.sleep(UNIT / 2)
+            assert loop._remove_reader(number)
 
     asyncio_gevent.run(main())
 
