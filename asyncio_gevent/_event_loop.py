@@ -391,46 +391,58 @@ class EventLoop(StepsEventLoop):
     def _on_polled(self) -> None:
         # The hub has polled, but it may have callbacks of descriptors still to call: libev calls
         # those of timers first. The next round of its callbacks comes after all of them.
-        self._polling = False
-        if self._poll_timer is not None:
-            self._poll_timer.stop()
-            self._run_callback(self._dispatch)
-            give_way()
+        try:
+            self._polling = False
+            if self._poll_timer is not None:
+                self._poll_timer.stop()
+                self._run_callback(self._dispatch)
+                give_way()
+        except BaseException as error:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        # In the hub: a handler of a signal, a time limit say, has raised this in code of ours. As
+        # in asyncio, run_forever() raises it; the hub would print it, and all would stand still.
+        self._failure = error
+        self._finish()
 
     def _dispatch(self) -> None:
         # In the hub. More than one batch only where claimed runners take turns.
-        if self._suspended:
-            check_tracer()
-        self._batch_ends = monotonic() + BATCH_SECONDS
-        again = True
-        while again and self._waiter is not None and not self._frozen and self._batch is None:
-            if self._suspects:
-                self._review_claims()
-            runner, self._next = self._next or self._primary, None
-            if runner is None:
-                runner = self._primary = self._make_runner()
-            elif runner.state is not PARKED:
-                runner = self._parked.pop() if self._parked else self._make_runner()
-            self._batch = runner
-            try:
-                runner.start(self)
-            except BaseException as error:
-                # KeyboardInterrupt in code of ours, in the hub or in the runner.
-                self._failure = error
-            if (
-                runner is self._primary
-                and runner.state is PARKED
-                and not self._stopping
-                and self._failure is None
-            ):
-                # What `_settle` does with almost every batch.
-                runner.loop = runner.handle = self._batch = None
-                if self._ready:
-                    self._poll_first()
-                else:
-                    self._rest()
-                return
-            again = self._settle(runner)
+        try:
+            if self._suspended:
+                check_tracer()
+            self._batch_ends = monotonic() + BATCH_SECONDS
+            again = True
+            while again and self._waiter is not None and not self._frozen and self._batch is None:
+                if self._suspects:
+                    self._review_claims()
+                runner, self._next = self._next or self._primary, None
+                if runner is None:
+                    runner = self._primary = self._make_runner()
+                elif runner.state is not PARKED:
+                    runner = self._parked.pop() if self._parked else self._make_runner()
+                self._batch = runner
+                try:
+                    runner.start(self)
+                except BaseException as error:
+                    # KeyboardInterrupt in code of ours, in the hub or in the runner.
+                    self._failure = error
+                if (
+                    runner is self._primary
+                    and runner.state is PARKED
+                    and not self._stopping
+                    and self._failure is None
+                ):
+                    # What `_settle` does with almost every batch.
+                    runner.loop = runner.handle = self._batch = None
+                    if self._ready:
+                        self._poll_first()
+                    else:
+                        self._rest()
+                    return
+                again = self._settle(runner)
+        except BaseException as error:
+            self._fail(error)
 
     def _settle(self, runner: Runner) -> bool:
         # In the hub, which is not running anybody's code now, or in a tracer: must not switch.

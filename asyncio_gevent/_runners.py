@@ -137,12 +137,16 @@ class Runner(greenlet):  # type: ignore[misc]
         """Let this parked runner run a batch. In the hub; returns when it parks or suspends."""
         self.loop = loop
         self.resumed = False
-        self.state = LIVE
         outer = loop._enter(self)
+        self.state = LIVE
         try:
             _switch(self)
         finally:
-            loop._leave(self, outer)
+            try:
+                loop._leave(self, outer)
+            except BaseException:  # of a signal handler
+                loop._restore(outer)
+                raise
 
     def switch(self, *args: Any, **kwargs: Any) -> Any:
         """Resume the suspended step; this is what gevent calls, in the hub."""

@@ -110,6 +110,11 @@ class StepsEventLoop(IOEventLoop):
         finally:
             events._set_running_loop(outer[0])
 
+    def _restore(self, outer: Any) -> None:
+        # What `_leave` has to do in any case. Once more does no harm.
+        _set_asyncgen_hooks(*outer[1])
+        events._set_running_loop(outer[0])
+
     def _note_suspended(self, runner: Runner) -> None:
         if runner.dead:
             return  # of KeyboardInterrupt in code of ours
@@ -407,6 +412,9 @@ class _Idle:
         pass
 
     def _leave(self, runner: Runner, outer: None) -> None:
+        pass
+
+    def _restore(self, outer: None) -> None:
         pass
 
     def _run_batch(self, runner: Runner) -> None:

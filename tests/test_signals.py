@@ -338,3 +338,38 @@ def test_ctrl_c_ends_run_as_it_ends_asyncio_run(how: str) -> None:
     ours = press_ctrl_c(how, "asyncio_gevent")
     theirs = press_ctrl_c(how, "asyncio", patched=False)
     assert (ours.status, ours.out) == (theirs.status, theirs.out), (ours, theirs)
+
+
+@pytest.mark.parametrize("method", ["_enter", "_leave", "_rest", "_run_batch"])
+def test_an_exception_of_a_signal_handler_in_code_of_the_loop(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves run_forever(), as in asyncio, and the next loop finds all as it should be."""
+    original: Any = getattr(EventLoop, method)
+    armed = [False]
+
+    def interrupted(self: Any, *args: Any) -> Any:
+        if armed[0]:
+            armed[0] = False
+            raise ZeroDivisionError  # which stands for the handler's
+        return original(self, *args)
+
+    async def main() -> None:
+        await asyncio.sleep(0)
+        armed[0] = True
+        await asyncio.sleep(0)
+        await asyncio.sleep(UNIT)
+
+    monkeypatch.setattr(EventLoop, method, interrupted)
+    loop = EventLoop()
+    task = loop.create_task(main())
+    with pytest.raises(ZeroDivisionError):
+        loop.run_forever()
+    assert asyncio._get_running_loop() is None
+    loop.run_until_complete(asyncio.sleep(0))
+    task.cancel()
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    loop.close()
+    asyncio_gevent.run(asyncio.sleep(0))
