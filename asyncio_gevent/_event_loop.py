@@ -125,6 +125,7 @@ class EventLoop(StepsEventLoop):
         self._hub: Any = None
         self._batch_ends = 0.0
         self._hub_loop: Any = None
+        self._is_libuv = False
         self._run_callback: Any = None
         self._awake = True
         self._batch: Runner | None = None
@@ -263,6 +264,7 @@ class EventLoop(StepsEventLoop):
             self._retire_runners()
             self._hub = hub
             self._hub_loop = hub.loop
+            self._is_libuv = _compat.is_libuv(hub.loop)
             self._run_callback = hub.loop.run_callback
             if hub.loop.default:
                 reaped.main_hub = hub

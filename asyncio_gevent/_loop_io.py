@@ -63,6 +63,7 @@ class IOEventLoop(asyncio.SelectorEventLoop):
             event loop may become ready by: the hub is to poll before the next pass.
         _async: the hub's async watcher while the event loop runs, else None.
         _hub_loop: the loop of the hub that runs, or last ran, the event loop.
+        _is_libuv: it is gevent's libuv loop.
         _child_watchers: those of children that have not ended.
     """
 
@@ -94,6 +95,7 @@ class IOEventLoop(asyncio.SelectorEventLoop):
 
     _async: Any
     _hub_loop: Any
+    _is_libuv: bool
 
     def __init__(self) -> None:
         self._readers: dict[int, IOHandle] = {}

@@ -88,16 +88,23 @@ class IOHandle(Handle):
             OSError: the descriptor is closed.
         """
         self.close_watcher()
-        self.watcher = self._loop._hub_loop.io(self.fd, self.events)
-        self.watcher.start(self.fire)
-        self._loop._fresh.append(self)
+        loop = self._loop
+        self.watcher = loop._hub_loop.io(self.fd, self.events)
+        if loop._is_libuv:
+            self.watcher.start(self.fire_in_libuv, pass_events=True)
+        else:
+            self.watcher.start(self.fire)
+        loop._fresh.append(self)
 
     def restart(self) -> None:
         """Start watching again, unless the descriptor was closed; that ends no registration."""
         file = file_of(self.fd)
         # libev would abort the process; epoll forgets it.
         if file is not None and self.file in (None, file):
-            self.start()
+            try:
+                self.start()
+            except OSError:  # the patched os.close() is about to close it
+                self.close_watcher()
 
     def stop_if_closed(self) -> None:
         """Stop watching a descriptor that was closed."""
@@ -124,6 +131,22 @@ class IOHandle(Handle):
             # `_wake`, which also serves other threads.
             loop._awake = True
             loop._run_callback(loop._dispatch)
+
+    def fire_in_libuv(self, events: int) -> None:
+        """The same with libuv, which stops watching a descriptor that has an error."""
+        self.fire()
+        if events < 0:
+            # Not now: the other direction's watcher, which shares libuv's, is called next.
+            self._loop._run_callback(self.renew)
+
+    def renew(self) -> None:
+        """Watch with a new watcher, at once or when the callback has returned."""
+        if self.watcher is not None:
+            self.close_watcher()
+            if self.queued:
+                self.held = True
+            else:
+                self.release()
 
     def cancel(self) -> None:
         """Stop watching and forget the callback."""

@@ -8,6 +8,7 @@ import gc
 import os
 import pathlib
 import socket
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import gevent
 import gevent.event
 import pytest
-from support import UNIT, os_close, run_script, until
+from support import PATCHED, UNIT, os_close, run_script, until
 from test_io import MEGABYTE, client_context, server_context
 
 import asyncio_gevent
@@ -1155,3 +1156,25 @@ def test_a_child_whose_pipes_cannot_be_connected(no_pipe_transports: None) -> No
 
     asyncio_gevent.run(main())
     gc.collect()
+
+
+def test_data_and_then_a_reset() -> None:
+    """libuv stops watching a descriptor that has an error, before anybody has read that."""
+    journal = StreamJournal()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: journal, "127.0.0.1", 0)
+        peer = socket.create_connection(server.sockets[0].getsockname())
+        await journal.until_heard("made")
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.send(b"data")
+        peer.close()
+        if PATCHED:
+            await asyncio.sleep(UNIT / 2)
+        await journal.until_heard("lost")
+        server.close()
+        await server.wait_closed()
+
+    asyncio_gevent.run(main())
+    assert journal.heard == ["made", "data", "lost"]
