@@ -167,14 +167,13 @@ class ChildWatcher:
         hub: Any,
         process: Any,
         callback: Callable[[int], None],
-        begun: int = 0,
+        begun: int,
     ) -> None:
         self._process = process
         self._begun = begun
-        pid = process.pid
         self._loop = loop
         self.hub = hub
-        self._pid = pid
+        self._pid = pid = process.pid
         self._callback: Callable[[int], None] | None = callback
         self._pidfd = -1
         self._watchers: list[Any] = []
@@ -197,7 +196,7 @@ class ChildWatcher:
             self._watchers.append(watcher)
         if self._pidfd < 0 or not self._reaps:
             self._watch_child(hub)
-        elif gevent_reaps and not hub.loop.default:
+        elif gevent_reaps:
             reaped.watch(pid)
         loop._child_watchers.add(self)
 

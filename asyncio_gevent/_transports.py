@@ -134,8 +134,7 @@ class _Reading(Introducing):
     def _begin(self) -> None:
         if self._read_due and not (self._closing or getattr(self, "_paused", False)):
             self._loop._add_reader(self._descriptor(), self._read_ready)
-        if self._lost is not None:
-            self._call_connection_lost(self._lost[0])
+        self._go_on()
 
     def _read_later(self) -> None:
         # Before the introduction: stop watching, or it would be called again and again.
@@ -149,8 +148,12 @@ class _Reading(Introducing):
             call(*args)
         finally:
             self._reading = False
-            if self._lost is not None:
-                self._call_connection_lost(self._lost[0])
+            self._go_on()
+
+    def _go_on(self) -> None:
+        # A call of the protocol has returned.
+        if self._lost is not None:
+            self._call_connection_lost(self._lost[0])
 
     def _is_calling(self) -> bool:
         return self._reading or not self._introduced
@@ -230,21 +233,16 @@ class _Writing(_Reading):
             self._go_on()
 
     def _go_on(self) -> None:
-        if self._lost is not None:
-            self._call_connection_lost(self._lost[0])
-        elif self._is_flushed and not (self._is_amid or self._resuming):
+        if self._lost is not None or not self._is_flushed:
+            super()._go_on()
+        elif not (self._is_amid or self._resuming):
             self._is_flushed = False
             if not self._buffer:
                 self._call_connection_lost(None)
 
     def _is_calling(self) -> bool:
-        return (
-            self._reading
-            or self._is_amid  # in error_received()
-            or self._resuming
-            or self._pausing > 0
-            or not self._introduced
-        )
+        # While asyncio's code is writing, it may be in error_received().
+        return super()._is_calling() or self._is_amid or self._resuming or self._pausing > 0
 
     def _put_off_loss(self) -> None:
         # Nothing is written any more, and who waits for that, in a suspended method say, is not to
@@ -264,7 +262,17 @@ class _Writing(_Reading):
         super()._call_connection_lost(exc)
 
 
-class SocketTransport(_Writing, _compat.SelectorSocketTransport):  # type: ignore[misc]
+class _SocketEnd(_Writing):
+    """What the transports of sockets have in common."""
+
+    if TYPE_CHECKING:
+        _sock_fd: int
+
+    def _descriptor(self) -> int:
+        return self._sock_fd
+
+
+class SocketTransport(_SocketEnd, _compat.SelectorSocketTransport):  # type: ignore[misc]
     """A stream socket, with a short way for what it does most.
 
     The short ways do what the standard library's methods do, with fewer calls: reading for a
@@ -300,9 +308,6 @@ class SocketTransport(_Writing, _compat.SelectorSocketTransport):  # type: ignor
         self._lost = None
         self._waiter = waiter
         self.set_protocol(protocol)
-
-    def _descriptor(self) -> int:
-        return self._sock_fd  # type: ignore[no-any-return]
 
     def set_protocol(self, protocol: Any) -> None:
         """Set the protocol that gets the events from now on."""
@@ -420,7 +425,7 @@ class SocketTransport(_Writing, _compat.SelectorSocketTransport):  # type: ignor
         super().write(data)
 
 
-class DatagramTransport(_Writing, _compat.SelectorDatagramTransport):  # type: ignore[misc]
+class DatagramTransport(_SocketEnd, _compat.SelectorDatagramTransport):  # type: ignore[misc]
     """A datagram socket."""
 
     def __init__(
@@ -438,9 +443,6 @@ class DatagramTransport(_Writing, _compat.SelectorDatagramTransport):  # type: i
         super().__init__(loop, sock, Introduction(protocol), address, None, extra, **kwargs)
         self._waiter = waiter
         self.set_protocol(protocol)
-
-    def _descriptor(self) -> int:
-        return self._sock_fd  # type: ignore[no-any-return]
 
     def _read_ready(self) -> None:
         if self._introduced:

@@ -154,37 +154,31 @@ class Peer:
 
 
 @contextlib.asynccontextmanager
-async def by_socket(journal: Any) -> Any:
+async def connected(connecting: Any, theirs: Any) -> Any:
+    task = asyncio.get_running_loop().create_task(connecting)
+    try:
+        yield task, Peer(theirs)
+    finally:
+        theirs.close()
+
+
+def by_socket(journal: Any) -> Any:
     ours, theirs = socket.socketpair()
     loop = asyncio.get_running_loop()
-    connecting = loop.create_task(loop.create_connection(lambda: journal, sock=ours))
-    try:
-        yield connecting, Peer(theirs)
-    finally:
-        theirs.close()
+    return connected(loop.create_connection(lambda: journal, sock=ours), theirs)
 
 
-@contextlib.asynccontextmanager
-async def by_datagrams(journal: Any) -> Any:
+def by_datagrams(journal: Any) -> Any:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     loop = asyncio.get_running_loop()
-    connecting = loop.create_task(loop.create_datagram_endpoint(lambda: journal, sock=ours))
-    try:
-        yield connecting, Peer(theirs)
-    finally:
-        theirs.close()
+    return connected(loop.create_datagram_endpoint(lambda: journal, sock=ours), theirs)
 
 
-@contextlib.asynccontextmanager
-async def by_pipe(journal: Any) -> Any:
+def by_pipe(journal: Any) -> Any:
     ours, theirs = os.pipe()
-    loop = asyncio.get_running_loop()
     reader, writer = os.fdopen(ours, "rb", 0), os.fdopen(theirs, "wb", 0)
-    connecting = loop.create_task(loop.connect_read_pipe(lambda: journal, reader))
-    try:
-        yield connecting, Peer(writer)
-    finally:
-        writer.close()
+    loop = asyncio.get_running_loop()
+    return connected(loop.connect_read_pipe(lambda: journal, reader), writer)
 
 
 @contextlib.asynccontextmanager
