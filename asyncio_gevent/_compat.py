@@ -26,6 +26,7 @@ from asyncio_gevent._originals import NativeRLock
 
 __all__ = [
     "DEBUG_STACK_DEPTH",
+    "FUTURES_GROW_TRACEBACKS",
     "LIBRARY_VERSION_CHECKS_FDS",
     "MAXIMUM_TIMEOUT",
     "MIN_CANCELLED_TIMERS_FRACTION",
@@ -40,6 +41,7 @@ __all__ = [
     "UnixSubprocessTransport",
     "UnixWritePipeTransport",
     "active_threads",
+    "all_tasks",
     "base_events",
     "call_in_hub",
     "cancel_all_tasks",
@@ -88,6 +90,10 @@ running_loop_in_python: Any = events._py__get_running_loop  # type: ignore[attr-
 def current_task(loop: Any) -> Any:
     """Return the task whose step runs, or None."""
     return tasks.current_task(loop)
+
+
+#: The tasks of an event loop that are not done.
+all_tasks: Callable[[Any], Any] = asyncio.all_tasks
 
 
 def enter_task(loop: Any, task: Any) -> None:
@@ -162,6 +168,9 @@ LIBRARY_VERSION_CHECKS_FDS = sys.version_info >= (3, 12)
 #: From 3.13 on Task.uncancel() also takes back a cancel that the next ``await`` was to raise, when
 #: no request remains (gh-117407). Before, nothing does.
 UNCANCEL_FORGETS = sys.version_info >= (3, 13)
+
+#: Up to 3.10 each result() of a failed future makes the traceback longer (bpo-45924).
+FUTURES_GROW_TRACEBACKS = sys.version_info < (3, 11)
 
 # Policies are deprecated from 3.14 on: the public name warns there, the private one does not.
 if sys.version_info >= (3, 14):

@@ -115,6 +115,7 @@ class EventLoop(StepsEventLoop):
         _batch: the runner that runs a batch, or None.
         _references: how many references there are to a runner in a batch, if it is not claimed
             and not the primary one.
+        _guests: replies that greenlets wait for (`_waiting.Reply`). They fail when it is closed.
     """
 
     #: nest_asyncio.apply() would replace the methods that run the event loop by some that poll a
@@ -142,6 +143,7 @@ class EventLoop(StepsEventLoop):
         self._stopped = False
         self._frozen = False
         self._forked_in: Runner | None = None
+        self._guests: set[Any] = set()
         super().__init__(suspend)
 
     # --- running ----------------------------------------------------------------------------
@@ -281,6 +283,9 @@ class EventLoop(StepsEventLoop):
         self._set_coroutine_origin_tracking(self._debug)
         self._attach()
         note_running(self)
+        self._catch_signals(hub)
+
+    def _catch_signals(self, hub: Any) -> None:
         if self._thread_id == MAIN_THREAD_IDENT:
             try:
                 wake_on_signals.acquire(self, hub)
@@ -841,6 +846,14 @@ class EventLoop(StepsEventLoop):
             runner.eager.append((weakref.ref(task), left))
         return task
 
+    # --- greenlets that wait ----------------------------------------------------------------
+
+    def _add_guest(self, guest: Any) -> None:
+        self._guests.add(guest)
+
+    def _remove_guest(self, guest: Any) -> None:
+        self._guests.discard(guest)
+
     # --- closing ----------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -859,4 +872,6 @@ class EventLoop(StepsEventLoop):
         finally:
             super().close()
             self._retire_runners()
+            for guest in [*self._guests]:
+                guest.fail_closed()
             self._hub = self._hub_loop = self._run_callback = None

@@ -32,6 +32,8 @@ from asyncio_gevent._originals import get_ident, is_module_patched, native_local
 from asyncio_gevent._watchers import wake_on_signals
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from asyncio_gevent._event_loop import EventLoop
     from asyncio_gevent._runners import Runner
 
@@ -96,34 +98,61 @@ def give_way() -> None:
             native_sleep(PAUSE)
 
 
-class _HubOfThread:
-    """Destroys the hub of a native thread when the thread ends, with its descriptors.
+class _End:
+    """Does what is to be done when a native thread ends.
 
-    Not before: greenlets of the thread may wait in the hub, also when no event loop runs. The
-    reference in a ``threading.local`` of the thread is dropped as the last thing it does, in
-    that thread, where greenlets can still be switched to (CPython, PyThreadState_Clear).
+    It destroys the hub, with its descriptors. Not before: greenlets of the thread may wait in the
+    hub, also when no event loop runs. The reference in a ``threading.local`` of the thread is
+    dropped as the last thing it does, in that thread, where greenlets can still be switched to
+    (CPython, PyThreadState_Clear).
+
+    Attributes:
+        hub: the hub to destroy, or None if it is somebody else's.
+        function: called before, or None.
     """
 
-    def __init__(self, hub: Any) -> None:
-        self._hub = hub
+    def __init__(self) -> None:
+        self.hub: Any = None
+        self.function: Callable[[], None] | None = None
         self._thread = get_ident()
 
     def __del__(self) -> None:
         # In a forked child it is another thread that forgets those that are not there any more.
-        if self._hub.loop is not None and self._thread == get_ident():
-            note_end(self._hub)
-            self._hub.destroy(destroy_loop=True)
+        if self._thread != get_ident():
+            return
+        try:
+            if self.function is not None:
+                self.function()
+        finally:
+            hub = self.hub
+            if hub is not None and hub.loop is not None:
+                note_end(hub)
+                hub.destroy(destroy_loop=True)
 
 
 _of_thread = native_local()
+
+
+def _end_of_thread() -> _End:
+    try:
+        return _of_thread.end  # type: ignore[no-any-return]
+    except AttributeError:
+        _of_thread.end = end = _End()
+        return end
 
 
 def make_hub() -> Any:
     """Make a hub for this OS thread, which has none, and which it lasts no longer than."""
     hub = get_hub()
     if get_ident() != MAIN_THREAD_IDENT:
-        _of_thread.hub = _HubOfThread(hub)
+        _end_of_thread().hub = hub
     return hub
+
+
+def at_thread_end(function: Callable[[], None]) -> None:
+    """Call this at the end of this OS thread, before its hub goes; not in the main thread."""
+    if get_ident() != MAIN_THREAD_IDENT:
+        _end_of_thread().function = function
 
 
 def note_running(loop: EventLoop) -> None:

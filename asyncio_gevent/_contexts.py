@@ -1,0 +1,335 @@
+"""Context managers of one kind for the ``with`` statements of the other.
+
+A context manager may depend on who enters it: ``gevent.Timeout`` raises in the greenlet that has
+entered it, an RLock is released by the greenlet that holds it, ``asyncio.timeout()`` and
+``TaskGroup`` cancel the task that has. So entering and leaving happen in one greenlet, or one
+task, which waits in between, and what is thrown into that is raised in the body of the block.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from asyncio import CancelledError, events
+from collections import namedtuple
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from types import TracebackType
+from typing import Any, TypeVar
+
+from gevent.hub import Waiter
+from greenlet import getcurrent
+
+from asyncio_gevent._ambient import get_ambient_loop
+from asyncio_gevent._compat import current_task
+from asyncio_gevent._futures import await_
+from asyncio_gevent._portals import GreenletCall, Portal, find_portal, no_hub, portals
+from asyncio_gevent._waiting import (
+    Reply,
+    as_exit,
+    call_in_loop,
+    describe,
+    get_hub_to_wait_in,
+    lets_hub_run,
+    make_reply,
+    start_call,
+    wait_for_call,
+)
+
+__all__ = ["async_context", "sync_context"]
+
+_T = TypeVar("_T")
+_Exception = tuple["type[BaseException] | None", "BaseException | None", "TracebackType | None"]
+_NOTHING: _Exception = (None, None, None)
+
+
+def _make(manager: Any, of: _Kind) -> Any:
+    # The context manager itself, or what a function returns that makes one where it is used.
+    if hasattr(type(manager), of.enter) and hasattr(type(manager), of.leave):
+        return manager
+    made = manager()
+    if not (hasattr(type(made), of.enter) and hasattr(type(made), of.leave)):
+        raise TypeError(f"{describe(manager)}() returned {made!r}, which is no {of.name}")
+    return made
+
+
+def _check(manager: Any, of: _Kind, other: _Kind) -> None:
+    if hasattr(type(manager), of.enter) and hasattr(type(manager), of.leave):
+        return
+    if hasattr(type(manager), other.enter):
+        raise TypeError(
+            f"{manager!r} is no {of.name} but one for `{other.statement}`: use that statement"
+        )
+    if not callable(manager):
+        raise TypeError(f"{manager!r} is no {of.name}, nor a function that returns one")
+
+
+_Kind = namedtuple("_Kind", "name statement enter leave")
+_SYNC = _Kind("context manager", "with", "__enter__", "__exit__")
+_ASYNC = _Kind("async context manager", "async with", "__aenter__", "__aexit__")
+
+
+# --- async with, of a sync context manager ------------------------------------------------------
+
+
+class _HeldGreenlet(GreenletCall):
+    """A greenlet that has entered a context manager and waits for the end of the block.
+
+    Attributes:
+        entered: what ``__enter__`` has returned.
+        thrown: what was thrown into the greenlet while it waited; the block is to raise it.
+        cancelled: the task was cancelled just when ``__enter__`` returned.
+    """
+
+    def __init__(self, loop: Any, manager: Any, hub: Any) -> None:
+        super().__init__(loop, self._hold, (manager,), {})
+        self.task = asyncio.current_task()
+        self.is_last = True
+        self.entered: Any = None
+        self.thrown: BaseException | None = None
+        self.cancelled: CancelledError | None = None
+        self._hub = hub
+        self._waiter: Any = None
+        self._left: _Exception | None = None
+        self._is_cancel_due = False
+
+    def _hold(self, manager: Any) -> bool:
+        # In the greenlet.
+        manager = _make(manager, _SYNC)
+        leave = type(manager).__exit__
+        self.entered = type(manager).__enter__(manager)
+        waiter = self._waiter = Waiter(self._hub)
+        self.is_paused = True
+        self.notify()
+        while self._left is None:
+            try:
+                waiter.get()
+            except BaseException as error:
+                if self._left is None and self.thrown is None:
+                    self._is_cancel_due = True
+                    call_in_loop(self.loop, self.task.cancel)
+                self.thrown = error
+        exception = self._left
+        if self.thrown is not None:
+            exception = type(self.thrown), self.thrown, self.thrown.__traceback__
+        try:
+            return bool(leave(manager, *exception))
+        except BaseException as error:
+            if error is exception[1]:
+                return False
+            raise
+
+    def _cancelled(self, error: CancelledError) -> None:
+        if self._is_cancel_due:
+            self._is_cancel_due = False  # by `_hold`, and the block had just ended
+        elif self.is_paused:
+            self.cancelled = error
+        else:
+            super()._cancelled(error)
+
+    async def leave(self, exception: _Exception) -> bool:
+        """End the block, with this exception; return whether it was handled."""
+        if isinstance(exception[1], CancelledError):
+            self._is_cancel_due = False
+        self._left = exception
+        self.is_paused = False
+        self._hub.loop.run_callback(self._waiter.switch, None)
+        return bool(await self.result())
+
+
+class _AsyncContext(AbstractAsyncContextManager[_T, bool]):
+    def __init__(self, manager: Any) -> None:
+        self._manager = manager
+        self._held: _HeldGreenlet | None = None
+
+    async def __aenter__(self) -> _T:
+        if self._held is not None:
+            raise RuntimeError("it is entered already: make one for each `async with`")
+        loop = events._get_running_loop()
+        hub = get_hub_to_wait_in("async_context()")
+        if not lets_hub_run(loop):
+            raise RuntimeError(no_hub(loop))
+        held = _HeldGreenlet(loop, self._manager, hub)
+        held.start(hub)
+        await held.serve()
+        if held.ended:
+            await held.result()
+        if held.cancelled is not None:
+            error = held.cancelled
+            if not await held.leave((type(error), error, error.__traceback__)):
+                raise error
+            raise CancelledError
+        self._held = held
+        return held.entered  # type: ignore[no-any-return]
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        held, self._held = self._held, None
+        assert held is not None
+        is_handled = await held.leave((kind, error, traceback))
+        thrown, held.thrown = held.thrown, None
+        if thrown is None:
+            return is_handled
+        if sys.version_info >= (3, 11):
+            held.task.uncancel()
+        if is_handled:
+            return True
+        try:
+            raise thrown
+        finally:
+            del thrown
+
+
+def async_context(
+    manager: AbstractContextManager[_T, Any] | Callable[[], AbstractContextManager[_T, Any]],
+) -> AbstractAsyncContextManager[_T, bool]:
+    """Return an async context manager that enters and leaves a blocking one in a greenlet.
+
+    ``async with async_context(manager) as x`` is ``with manager as x`` in a coroutine: while
+    entering or leaving blocks in gevent, the event loop goes on. Both happen in the same greenlet,
+    which waits in between. If something is thrown into that (``gevent.Timeout`` does so), the
+    block gets ``asyncio.CancelledError`` and then raises what was thrown.
+
+    Args:
+        manager: a context manager (a gevent lock, a ``gevent.Timeout``, a connection ...), or a
+            function that returns one, which is called in the greenlet.
+
+    Raises:
+        TypeError: neither of them.
+    """
+    _check(manager, _SYNC, _ASYNC)
+    return _AsyncContext(manager)
+
+
+# --- with, of an async context manager ----------------------------------------------------------
+
+
+class _HeldTask(Portal):
+    """A task that has entered an async context manager and waits for the end of the block.
+
+    Meanwhile it serves the greenlet of the block as a portal.
+    """
+
+    def __init__(self, loop: Any, hub: Any) -> None:
+        super().__init__(loop)
+        self.call: Any = None
+        self.left: _Exception = _NOTHING
+        self.thrown: BaseException | None = None
+        self._hub = hub
+        self._greenlet = getcurrent()
+        self._cancel_error: CancelledError | None = None
+
+    async def hold(self, manager: Any, end: Reply) -> bool:
+        self.task = asyncio.current_task()
+        manager = _make(manager, _ASYNC)
+        leave = type(manager).__aexit__
+        value = await type(manager).__aenter__(manager)
+        self.call.hand_over(value, end)
+        await self.serve()
+        kind, error, traceback = self.left
+        if error is not None and error is self.thrown:
+            # To asyncio it is what asyncio has raised, not what the greenlet did.
+            error = self._cancel_error
+            kind, traceback = type(error), error.__traceback__
+        return bool(await leave(manager, kind, error, traceback))
+
+    def _cancelled(self, error: CancelledError) -> None:
+        self._cancel_error = error
+        self._hub.loop.run_callback(self._throw, error)
+
+    def _throw(self, error: CancelledError) -> None:
+        # In the hub, so that the greenlet of the block waits.
+        if not self.ended:
+            self.thrown = as_exit(error)
+            self._greenlet.throw(self.thrown)
+
+
+class _SyncContext(AbstractContextManager[_T, bool]):
+    def __init__(self, manager: Any) -> None:
+        self._manager = manager
+        self._entered: Any = None
+        self._held: _HeldTask | None = None
+        self._outer: Portal | None = None
+
+    def __enter__(self) -> _T:
+        manager = self._manager
+        running = events._get_running_loop()
+        portal = None if running is not None else find_portal()
+        if (running is not None and current_task(running) is not None) or (
+            portal is not None and portal.is_free()
+        ):
+            # There is a task for both.
+            return await_(self._enter(manager))
+        if self._held is not None:
+            raise RuntimeError("it is entered already: make one for each `with`")
+        hub = get_hub_to_wait_in("sync_context()")
+        loop = running or (portal is not None and portal.live_loop()) or get_ambient_loop()
+        held = _HeldTask(loop, hub)
+        holding = held.hold(manager, make_reply(hub, loop))
+        held.call = start_call(loop, holding, make_reply(hub, loop))
+        value = wait_for_call(loop, held.call)
+        self._outer = portals.get(held._greenlet)
+        portals[held._greenlet] = self._held = held
+        return value  # type: ignore[no-any-return]
+
+    async def _enter(self, manager: Any) -> Any:
+        self._entered = manager = _make(manager, _ASYNC)
+        return await type(manager).__aenter__(manager)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        held, self._held = self._held, None
+        if held is None:
+            manager, self._entered = self._entered, None
+            return bool(await_(type(manager).__aexit__(manager, kind, error, traceback)))
+        if self._outer is None:
+            del portals[held._greenlet]
+        else:
+            portals[held._greenlet], self._outer = self._outer, None
+        held.left = kind, error, traceback
+        held.ended = True
+        held.notify()
+        try:
+            return bool(wait_for_call(held.loop, held.call))
+        except BaseException as raised:
+            if raised is error or (
+                error is held.thrown and raised.__cause__ is held._cancel_error is not None
+            ):
+                return False
+            raise
+        finally:
+            held.left = _NOTHING
+            held.thrown = None
+
+
+def sync_context(
+    manager: AbstractAsyncContextManager[_T, Any]
+    | Callable[[], AbstractAsyncContextManager[_T, Any]],
+) -> AbstractContextManager[_T, bool]:
+    """Return a context manager that enters and leaves an async one from a greenlet.
+
+    ``with sync_context(manager) as x`` is ``async with manager as x`` in a function that is not
+    async. Both happen in the same task: below a task in that one, elsewhere in one of its own,
+    which waits in between, and in which the block's ``await_()`` awaits. So ``asyncio.timeout()``
+    and ``TaskGroup`` work: when they cancel the task, the block gets ``CancelledExit``.
+
+    Args:
+        manager: an async context manager (a session, a lock of asyncio ...), or a function that
+            returns one, which is called in the task: what asks for the running loop when it is
+            made needs that, ``sync_context(lambda: asyncio.timeout(1))``.
+
+    Raises:
+        TypeError: neither of them.
+
+    Entering and leaving block the greenlet; which event loop serves them is as in `await_`.
+    """
+    _check(manager, _ASYNC, _SYNC)
+    return _SyncContext(manager)
