@@ -257,4 +257,4 @@ def _after_in_child() -> None:
     if owner is None or owner.loop is not loop:
         for task in _compat.all_tasks(loop):
             task._log_destroy_pending = False
-        loop._closed = True  # type: ignore[attr-defined]
+        loop._closed = True

@@ -15,7 +15,7 @@ from collections import namedtuple
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from gevent.hub import Waiter
 from greenlet import getcurrent
@@ -35,6 +35,7 @@ from asyncio_gevent._waiting import (
     start_call,
     wait_for_call,
 )
+from asyncio_gevent.exceptions import CancelledExit
 
 __all__ = ["async_context", "sync_context"]
 
@@ -221,7 +222,7 @@ class _HeldTask(Portal):
         self.thrown: BaseException | None = None
         self._hub = hub
         self._greenlet = getcurrent()
-        self._cancel_error: CancelledError | None = None
+        self.cancel_error: CancelledError | None = None
 
     async def hold(self, manager: Any, end: Reply) -> bool:
         self.task = asyncio.current_task()
@@ -230,15 +231,15 @@ class _HeldTask(Portal):
         value = await type(manager).__aenter__(manager)
         self.call.hand_over(value, end)
         await self.serve()
-        kind, error, traceback = self.left
-        if error is not None and error is self.thrown:
+        exception = self.left
+        cancelled = self.cancel_error
+        if cancelled is not None and self.left[1] is self.thrown is not None:
             # To asyncio it is what asyncio has raised, not what the greenlet did.
-            error = self._cancel_error
-            kind, traceback = type(error), error.__traceback__
-        return bool(await leave(manager, kind, error, traceback))
+            exception = CancelledError, cancelled, cancelled.__traceback__
+        return bool(await leave(manager, *exception))
 
     def _cancelled(self, error: CancelledError) -> None:
-        self._cancel_error = error
+        self.cancel_error = error
         self._hub.loop.run_callback(self._throw, error)
 
     def _throw(self, error: CancelledError) -> None:
@@ -263,7 +264,7 @@ class _SyncContext(AbstractContextManager[_T, bool]):
             portal is not None and portal.is_free()
         ):
             # There is a task for both.
-            return await_(self._enter(manager))
+            return cast("_T", await_(self._enter(manager)))
         if self._held is not None:
             raise RuntimeError("it is entered already: make one for each `with`")
         hub = get_hub_to_wait_in("sync_context()")
@@ -274,7 +275,7 @@ class _SyncContext(AbstractContextManager[_T, bool]):
         value = wait_for_call(loop, held.call)
         self._outer = portals.get(held._greenlet)
         portals[held._greenlet] = self._held = held
-        return value  # type: ignore[no-any-return]
+        return cast("_T", value)
 
     async def _enter(self, manager: Any) -> Any:
         self._entered = manager = _make(manager, _ASYNC)
@@ -301,7 +302,10 @@ class _SyncContext(AbstractContextManager[_T, bool]):
             return bool(wait_for_call(held.loop, held.call))
         except BaseException as raised:
             if raised is error or (
-                error is held.thrown and raised.__cause__ is held._cancel_error is not None
+                error is not None
+                and error is held.thrown
+                and isinstance(raised, CancelledExit)
+                and raised.__cause__ is held.cancel_error
             ):
                 return False
             raise

@@ -89,7 +89,7 @@ def await_(awaitable: Awaitable[_T], *, loop: asyncio.AbstractEventLoop | None =
         if task is not None:
             # Below a task: `await` in that very task.
             if not isinstance(awaitable, CoroutineType) or awaitable.cr_await is not None:
-                return _await_in_task(awaitable, running, task)
+                return _await_in_task(awaitable, running, task)  # type: ignore[no-any-return]
             if not can_suspend(running):
                 _refuse_to_suspend(awaitable, running)
             try:

@@ -61,7 +61,7 @@ class _AsyncGenerator(_AsyncIterator[_T], AsyncGenerator[_T, Any]):
         """Send a value into the generator, and return the next item."""
         return await self._take(self._iterator.send, value)  # type: ignore[no-any-return]
 
-    async def athrow(self, *args: Any) -> _T:  # type: ignore[override]
+    async def athrow(self, *args: Any) -> _T:
         """Raise an exception in the generator, and return the next item."""
         error = args[0] if len(args) == 1 and isinstance(args[0], BaseException) else None
         args = args if error is None else (error,)
@@ -127,7 +127,7 @@ async def _async_step(awaitable: Any) -> Any:
         return _END
 
 
-class _SyncGenerator(_SyncIterator[_T], Generator[_T, Any, None]):
+class _SyncGenerator(_SyncIterator[_T], Generator[_T, Any, None]):  # type: ignore[misc]
     def __next__(self) -> _T:
         return self._take(self._iterator.__anext__())  # type: ignore[no-any-return]
 
@@ -135,7 +135,7 @@ class _SyncGenerator(_SyncIterator[_T], Generator[_T, Any, None]):
         """Send a value into the async generator, and return the next item."""
         return self._take(self._iterator.asend(value))  # type: ignore[no-any-return]
 
-    def throw(self, *args: Any) -> _T:  # type: ignore[override]
+    def throw(self, *args: Any) -> _T:
         """Raise an exception in the async generator, and return the next item."""
         return self._take(self._iterator.athrow(*args))  # type: ignore[no-any-return]
 

@@ -193,6 +193,7 @@ class Worker(gevent.Greenlet):  # type: ignore[misc]
     """
 
     __slots__ = ("call",)
+    call: GreenletCall | None
 
     def _run(self) -> Any:
         while True:
@@ -306,16 +307,16 @@ class GreenletCall(Portal):
             self.task = asyncio.current_task()
             await self.serve()
         self._put_back()
-        error, self._error = self._error, None
-        if error is None:
+        failure, self._error = self._error, None
+        if failure is None:
             return self._value
         try:
-            if self._killed is not None and isinstance(error, GreenletExit):
+            if self._killed is not None and isinstance(failure, GreenletExit):
                 raise self._killed
-            raise error
+            raise failure
         finally:
             self._killed = None
-            del error
+            del failure
 
     def _put_back(self) -> None:
         worker, self._worker = self._worker, None

@@ -304,11 +304,11 @@ def settle(reply: Reply, cancel: Callable[[], Any] | None) -> BaseException | No
     if cancel is not None and not reply.done:
         cancel()
         reply.wait()
-    error = reply.error
-    if error is None or isinstance(error, CancelledError):
+    failed = reply.error
+    if failed is None or isinstance(failed, CancelledError):
         return caught
-    add_context(error, caught)
-    return error
+    add_context(failed, caught)
+    return failed
 
 
 def add_context(error: BaseException, context: BaseException) -> None:
@@ -520,10 +520,8 @@ def wait_for_future(future: Any, hub: Any, autocancel: bool = True) -> Any:
     """
     error = None if future.done() else _settle_future(future, hub, autocancel)
     if error is None:
-        if not future.cancelled():
-            return result_of(future)
         try:
-            future.result()
+            return result_of(future)
         except CancelledError as cancelled:
             error = cancelled
     try:
@@ -553,7 +551,7 @@ def _settle_future(future: Any, hub: Any, autocancel: bool) -> BaseException | N
         if not (reply.done or loop.is_closed()):
             call_in_loop(loop, future.remove_done_callback, note)
     if error is not None and autocancel and future.done() and not future.cancelled():
-        failed = future.exception()
+        failed: BaseException | None = future.exception()
         if failed is not None and failed is not error:
             add_context(failed, error)
             return failed
