@@ -99,12 +99,13 @@ class AmbientEventLoop(EventLoop):
                 except gevent.GreenletExit:
                     break  # somebody kills all greenlets there are
         finally:
-            _forget(self)
-            self._is_ending = True
-            try:
-                self._shut_down()
-            finally:
-                self._ended.set()
+            if not self.is_closed():  # it is, if its hub was destroyed
+                _forget(self)
+                self._is_ending = True
+                try:
+                    self._shut_down()
+                finally:
+                    self._ended.set()
 
     def _shut_down(self) -> None:
         # As asyncio.Runner.close().
@@ -116,6 +117,8 @@ class AmbientEventLoop(EventLoop):
             cancel_all_tasks(self)
         finally:
             self.close()
+            if get_ident() == MAIN_THREAD_IDENT and signal.getsignal(signal.SIGTERM) is _on_sigterm:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _hand_to_main(error: BaseException) -> None:

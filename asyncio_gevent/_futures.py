@@ -208,7 +208,10 @@ class GreenletFuture(asyncio.Future[Any]):
             return super().cancel(msg)
         self._kill_requested = True
         self._message = msg
-        _call_in_hub(self._hub, _kill, self._greenlet)
+        if self._hub is get_hub_if_exists():
+            _kill(self._greenlet)
+        else:
+            _compat.call_in_hub(self._hub, _kill, self._greenlet)
         return True
 
     def _note_end(self, greenlet: Any) -> None:
@@ -244,7 +247,9 @@ class GreenletFuture(asyncio.Future[Any]):
             wrapper.__cause__ = wrapper.__context__ = error
             self.set_exception(wrapper)
         else:
-            self.set_exception(error)
+            # As it was, or it would be longer with each future of this greenlet that is awaited.
+            kept = greenlet.__dict__.setdefault("_asyncio_gevent_traceback", error.__traceback__)
+            self.set_exception(error.with_traceback(kept))
 
     if _compat.FUTURES_GROW_TRACEBACKS:
 
@@ -258,16 +263,9 @@ class GreenletFuture(asyncio.Future[Any]):
 
 
 def _kill(greenlet: Any) -> None:
-    # In the hub of the greenlet.
+    # In the OS thread of the greenlet. One that has not begun is dead at once.
     if not greenlet.ready():
         greenlet.kill(block=False)
-
-
-def _call_in_hub(hub: Any, function: Callable[..., Any], *args: Any) -> None:
-    if hub is get_hub_if_exists():
-        hub.loop.run_callback(function, *args)
-    else:
-        _compat.call_in_hub(hub, function, *args)
 
 
 def _begin(future: GreenletFuture, greenlet: Any, autostart: bool, context: Any) -> None:

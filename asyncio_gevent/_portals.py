@@ -285,8 +285,7 @@ class GreenletCall(Portal):
                 # Without this frame, which refers to it.
                 error.__traceback__ = error.__traceback__.tb_next  # type: ignore[union-attr]
                 self._error = error
-        worker = self._worker
-        if worker.has_links():
+        if not self.is_last and self._worker.has_links():
             self.is_last = True
         self.ended = True
         self._function = None

@@ -62,7 +62,7 @@ __all__ = [
 
 #: Seconds in which an event loop that does not run yet must have started: it may be on its way in
 #: a native thread. After that it is taken for one that never will, and nobody waits for ever.
-START_SECONDS = 0.5
+START_SECONDS = 1.0
 
 _HAS_TASK_CONTEXTS = sys.version_info >= (3, 11)
 _MISSING: Any = object()

@@ -29,8 +29,10 @@ import gevent.os
 import greenlet
 import pytest
 
+import asyncio_gevent
 import asyncio_gevent._runners as _runners_module
 from asyncio_gevent import EventLoop, _threads
+from asyncio_gevent._portals import portals
 from asyncio_gevent._runners import Runner
 
 TESTS = pathlib.Path(__file__).parent
@@ -147,6 +149,7 @@ def observed(
     try:
         before = _resources()
         yield observed
+        asyncio_gevent.shutdown()  # the ambient loop lasts as long as the thread
         left = _leftovers(before)
     finally:
         faulthandler.cancel_dump_traceback_later()
@@ -169,11 +172,13 @@ def _state() -> dict[str, Any]:
         "depth of coroutine origin tracking": sys.get_coroutine_origin_tracking_depth(),
         "tracer of greenlets": greenlet.gettrace(),
         "handler of SIGINT": signal.getsignal(signal.SIGINT),
+        "handler of SIGTERM": signal.getsignal(signal.SIGTERM),
         "handler of SIGUSR1": signal.getsignal(signal.SIGUSR1),
         "handler of SIGCHLD": signal.getsignal(signal.SIGCHLD),
         "wake-up descriptor": _wakeup_fd(),
         "aliases of threads": dict(_threads._aliases),
         "current thread": threading.current_thread(),
+        "portals": dict(portals),
     }
 
 

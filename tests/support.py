@@ -55,9 +55,10 @@ async def until(condition: Callable[[], Any]) -> None:
 
 
 def until_in_greenlet(condition: Callable[[], Any]) -> None:
-    """Let the hub go on until the condition holds."""
+    """Let the hub go on, and native threads, until the condition holds."""
     while not condition():
         gevent.sleep(0)
+        native_sleep(1e-6)  # a busy hub leaves them no time
 
 
 class Polls:
