@@ -241,6 +241,12 @@ def _on_sigterm(signum: int, frame: Any) -> None:
 
 
 def _end_by_sigterm() -> None:
+    loop = _of_thread.loop
+    if loop is not None:
+        # Greenlets that wait for it end with the process, as they do without a handler. The main
+        # one would print that it was cancelled, and end the process before this does.
+        for guest in loop._guests:
+            guest.done = True
     try:
         _at_exit()
         for stream in (sys.stdout, sys.stderr):

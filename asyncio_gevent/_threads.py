@@ -25,7 +25,7 @@ from time import monotonic, thread_time
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from gevent.hub import MAIN_THREAD_IDENT, get_hub
+from gevent.hub import MAIN_THREAD_IDENT, get_hub, set_hub
 
 from asyncio_gevent._compat import active_threads, get_hub_if_exists, note_end, reset_in_child
 from asyncio_gevent._originals import get_ident, is_module_patched, native_local, native_sleep
@@ -108,12 +108,13 @@ class _End:
 
     Attributes:
         hub: the hub to destroy, or None if it is somebody else's.
-        function: called before, or None.
+        function: called before, or None; it may block in the hub, `function_hub`.
     """
 
     def __init__(self) -> None:
         self.hub: Any = None
         self.function: Callable[[], None] | None = None
+        self.function_hub: Any = None
         self._thread = get_ident()
 
     def __del__(self) -> None:
@@ -122,6 +123,10 @@ class _End:
             return
         try:
             if self.function is not None:
+                if get_hub_if_exists() is None and self.function_hub.loop is not None:
+                    # gevent's threading.local was dropped before ours. What blocks in the
+                    # function would make itself another hub, in which nothing ever happens.
+                    set_hub(self.function_hub)
                 self.function()
         finally:
             hub = self.hub
@@ -152,7 +157,9 @@ def make_hub() -> Any:
 def at_thread_end(function: Callable[[], None]) -> None:
     """Call this at the end of this OS thread, before its hub goes; not in the main thread."""
     if get_ident() != MAIN_THREAD_IDENT:
-        _end_of_thread().function = function
+        end = _end_of_thread()
+        end.function = function
+        end.function_hub = get_hub()
 
 
 def note_running(loop: EventLoop) -> None:
