@@ -65,7 +65,7 @@ class AmbientEventLoop(EventLoop):
 
     def _attach(self) -> None:
         super()._attach()
-        self._async.ref = bool(self._guests)
+        self._async.ref = self._is_ending or bool(self._guests)
 
     def _add_guest(self, guest: Any) -> None:
         guests = self._guests
@@ -76,7 +76,7 @@ class AmbientEventLoop(EventLoop):
     def _remove_guest(self, guest: Any) -> None:
         guests = self._guests
         guests.discard(guest)
-        if not guests and self._async is not None:
+        if not guests and self._async is not None and not self._is_ending:
             self._async.ref = False
 
     def start(self, hub: Any) -> None:
@@ -189,6 +189,7 @@ def _end(loop: AmbientEventLoop) -> None:
     if not loop._is_ending:
         loop._is_ending = True
         if loop.is_running():
+            loop._async.ref = True  # somebody waits for it now
             loop.stop()
         # else it is about to be started, and finds that it is to end
     loop._ended.wait()

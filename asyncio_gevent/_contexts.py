@@ -219,10 +219,8 @@ class _HeldTask(Portal):
         super().__init__(loop)
         self.call: Any = None
         self.left: _Exception = _NOTHING
-        self.thrown: BaseException | None = None
         self._hub = hub
         self._greenlet = getcurrent()
-        self.cancel_error: CancelledError | None = None
 
     async def hold(self, manager: Any, end: Reply) -> bool:
         self.task = asyncio.current_task()
@@ -231,22 +229,24 @@ class _HeldTask(Portal):
         value = await type(manager).__aenter__(manager)
         self.call.hand_over(value, end)
         await self.serve()
-        exception = self.left
-        cancelled = self.cancel_error
-        if cancelled is not None and self.left[1] is self.thrown is not None:
-            # To asyncio it is what asyncio has raised, not what the greenlet did.
-            exception = CancelledError, cancelled, cancelled.__traceback__
-        return bool(await leave(manager, *exception))
+        return bool(await leave(manager, *self.left))
 
     def _cancelled(self, error: CancelledError) -> None:
-        self.cancel_error = error
-        self._hub.loop.run_callback(self._throw, error)
+        if self._greenlet.dead:
+            self.end((CancelledError, error, error.__traceback__))
+        else:
+            self._hub.loop.run_callback(self._throw, error)
 
     def _throw(self, error: CancelledError) -> None:
         # In the hub, so that the greenlet of the block waits.
         if not self.ended:
-            self.thrown = as_exit(error)
-            self._greenlet.throw(self.thrown)
+            self._greenlet.throw(as_exit(error))
+
+    def end(self, exception: _Exception) -> None:
+        """End the block, with this exception."""
+        self.left = exception
+        self.ended = True
+        self.notify()
 
 
 class _SyncContext(AbstractContextManager[_T, bool]):
@@ -270,9 +270,18 @@ class _SyncContext(AbstractContextManager[_T, bool]):
         hub = get_hub_to_wait_in("sync_context()")
         loop = running or (portal is not None and portal.live_loop()) or get_ambient_loop()
         held = _HeldTask(loop, hub)
-        holding = held.hold(manager, make_reply(hub, loop))
-        held.call = start_call(loop, holding, make_reply(hub, loop))
-        value = wait_for_call(loop, held.call)
+        end = make_reply(hub, loop)
+        held.call = start_call(loop, held.hold(manager, end), make_reply(hub, loop))
+        try:
+            value = wait_for_call(loop, held.call)
+        except BaseException as error:
+            if held.call.is_for(end):
+                # Entered, but this greenlet was killed before it heard of that.
+                held.end((type(error), error, error.__traceback__))
+                wait_for_call(loop, held.call)
+            else:
+                end.close()
+            raise
         self._outer = portals.get(held._greenlet)
         portals[held._greenlet] = self._held = held
         return cast("_T", value)
@@ -287,31 +296,33 @@ class _SyncContext(AbstractContextManager[_T, bool]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
+        exception: _Exception = kind, error, traceback
+        if isinstance(error, CancelledExit) and isinstance(error.__cause__, CancelledError):
+            # To asyncio it is what asyncio has raised in the task.
+            cause = error.__cause__
+            exception = CancelledError, cause, cause.__traceback__
         held, self._held = self._held, None
-        if held is None:
-            manager, self._entered = self._entered, None
-            return bool(await_(type(manager).__aexit__(manager, kind, error, traceback)))
-        if self._outer is None:
-            del portals[held._greenlet]
-        else:
-            portals[held._greenlet], self._outer = self._outer, None
-        held.left = kind, error, traceback
-        held.ended = True
-        held.notify()
         try:
+            if held is None:
+                manager, self._entered = self._entered, None
+                return bool(await_(type(manager).__aexit__(manager, *exception)))
+            if self._outer is None:
+                del portals[held._greenlet]
+            else:
+                portals[held._greenlet], self._outer = self._outer, None
+            held.end(exception)
             return bool(wait_for_call(held.loop, held.call))
         except BaseException as raised:
-            if raised is error or (
-                error is not None
-                and error is held.thrown
-                and isinstance(raised, CancelledExit)
-                and raised.__cause__ is held.cancel_error
+            given = exception[1]
+            if given is not None and (
+                raised is given or (isinstance(raised, CancelledExit) and raised.__cause__ is given)
             ):
-                return False
+                return False  # the same goes on
             raise
         finally:
-            held.left = _NOTHING
-            held.thrown = None
+            del exception
+            if held is not None:
+                held.left = _NOTHING
 
 
 def sync_context(

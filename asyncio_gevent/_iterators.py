@@ -111,37 +111,38 @@ class _SyncIterator(Iterator[_T]):
         return self
 
     def __next__(self) -> _T:
-        return self._take(self._iterator.__anext__())  # type: ignore[no-any-return]
+        return self._take(self._iterator.__anext__)  # type: ignore[no-any-return]
 
-    def _take(self, awaitable: Any) -> Any:
-        item = await_(_async_step(awaitable))
+    def _take(self, method: Any, *args: Any) -> Any:
+        item = await_(_async_step(method, args))
         if item is _END:
             raise StopIteration
         return item
 
 
-async def _async_step(awaitable: Any) -> Any:
+async def _async_step(method: Any, args: tuple[Any, ...]) -> Any:
+    # Called here: an async generator belongs to the event loop that runs when it is first asked.
     try:
-        return await awaitable
+        return await method(*args)
     except StopAsyncIteration:
         return _END
 
 
 class _SyncGenerator(_SyncIterator[_T], Generator[_T, Any, None]):  # type: ignore[misc]
     def __next__(self) -> _T:
-        return self._take(self._iterator.__anext__())  # type: ignore[no-any-return]
+        return self._take(self._iterator.__anext__)  # type: ignore[no-any-return]
 
     def send(self, value: Any) -> _T:
         """Send a value into the async generator, and return the next item."""
-        return self._take(self._iterator.asend(value))  # type: ignore[no-any-return]
+        return self._take(self._iterator.asend, value)  # type: ignore[no-any-return]
 
     def throw(self, *args: Any) -> _T:
         """Raise an exception in the async generator, and return the next item."""
-        return self._take(self._iterator.athrow(*args))  # type: ignore[no-any-return]
+        return self._take(self._iterator.athrow, *args)  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """Close the async generator."""
-        await_(self._iterator.aclose())
+        await_(_async_step(self._iterator.aclose, ()))
 
 
 @overload

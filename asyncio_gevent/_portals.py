@@ -25,7 +25,7 @@ import functools
 import sys
 from asyncio import CancelledError, events
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 from weakref import getweakrefcount
 
 import gevent
@@ -33,7 +33,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 
 from asyncio_gevent._event_loop import EventLoop
 from asyncio_gevent._originals import native_local
-from asyncio_gevent._waiting import Reply, get_hub_to_wait_in, lets_hub_run, settle
+from asyncio_gevent._waiting import Reply, as_exit, get_hub_to_wait_in, lets_hub_run, settle
 
 __all__ = ["GreenletCall", "Portal", "call_in_greenlet", "find_portal", "no_hub", "portals"]
 
@@ -96,7 +96,14 @@ class Portal:
             self._cancels += 1
             self.task.cancel()
 
-        error = settle(reply, cancel)
+        is_guest = isinstance(self.loop, EventLoop)
+        if is_guest:
+            self.loop._add_guest(reply)
+        try:
+            error = settle(reply, cancel)
+        finally:
+            if is_guest:
+                self.loop._remove_guest(reply)
         if error is None:
             return reply.value
         reply.error = None
@@ -295,13 +302,14 @@ class GreenletCall(Portal):
 
     async def result(self) -> Any:
         """Wait for the end of the function; return its value or raise its exception."""
-        signal = self._signal = self.loop.create_future()
-        self._is_busy = False
-        try:
-            await signal  # almost always it is the end
-        except CancelledError as error:
-            if not self.ended:
-                self._cancelled(error)
+        if not self.ended:
+            signal = self._signal = self.loop.create_future()
+            self._is_busy = False
+            try:
+                await signal  # almost always it is the end
+            except CancelledError as error:
+                if not self.ended:
+                    self._cancelled(error)
         if not self.ended:
             self.task = asyncio.current_task()
             await self.serve()
@@ -350,7 +358,7 @@ class GreenletCall(Portal):
         # In the hub.
         worker = self._worker
         if worker is not None and worker.call is self and not self.ended:
-            worker.throw(GreenletExit())
+            worker.throw(as_exit(cast("CancelledError", self._killed)))
 
 
 @functools.cache

@@ -371,6 +371,10 @@ class Call(Coroutine[Any, Any, None]):
         if isinstance(error, CancelledError):
             raise error  # the task is a cancelled one
 
+    def is_for(self, reply: Reply) -> bool:
+        """Whether this is the reply that the outcome goes to."""
+        return self._reply is reply
+
     def hand_over(self, value: Any, reply: Reply) -> None:
         """Settle the reply, and go on for another one."""
         self._note_context()

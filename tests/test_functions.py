@@ -270,12 +270,12 @@ def test_autokill_greenlet(autokill: bool) -> None:
         task.cancel("reason")
         with pytest.raises(asyncio.CancelledError):
             await task
-        killed = ["begun", "GreenletExit", "cleaned up"]
+        killed = ["begun", "CancelledExit", "cleaned up"]
         assert slow.events == (killed if autokill else ["begun"])
 
     run(main())
     greenlets[0].kill()
-    assert slow.events == ["begun", "GreenletExit", "cleaned up"]
+    assert slow.events == ["begun", "CancelledExit", "cleaned up"]
 
 
 def test_cancel_before_it_begins() -> None:
@@ -287,7 +287,7 @@ def test_cancel_before_it_begins() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert slow.events in ([], ["begun", "GreenletExit", "cleaned up"])
+        assert slow.events in ([], ["begun", "CancelledExit", "cleaned up"])
         assert await sync_to_async(give)(1) == 1
 
     run(main())
