@@ -178,7 +178,7 @@ def test_a_timeout_of_gevent_around_awaits() -> None:
         async with async_context(lambda: gevent.Timeout(60)):
             await asyncio.sleep(0)
         task: Any = asyncio.current_task()
-        if hasattr(task, "cancelling"):
+        if sys.version_info >= (3, 11):
             assert task.cancelling() == 0
         await asyncio.sleep(0)
 
@@ -410,6 +410,18 @@ def test_a_task_group_around_blocking_calls(call: Any) -> None:
         assert task.result() == 3
 
     call(body)
+
+
+def test_the_task_of_a_block_is_not_that_of_other_greenlets() -> None:
+    async def current() -> Any:
+        await asyncio.sleep(0)
+        return asyncio.current_task()
+
+    lock = await_(new_lock())
+    with sync_context(lock):
+        mine = await_(current())
+        assert await_(current()) is mine
+        assert gevent.spawn(await_, current()).get() is not mine
 
 
 def test_a_lock_of_asyncio() -> None:

@@ -12,7 +12,7 @@ import gevent
 import gevent.event
 import gevent.queue
 import pytest
-from support import until
+from support import until, until_in_greenlet
 
 import asyncio_gevent
 from asyncio_gevent import async_iter, sync_iter, sync_to_async
@@ -307,7 +307,7 @@ def test_an_async_generator_that_is_forgotten() -> None:
     """The event loop closes it, as always."""
     log: list[Any] = []
     assert next(iter(sync_iter(async_echo(log)))) == "first"
-    asyncio_gevent.shutdown()
+    until_in_greenlet(lambda: log)
     assert log == ["closed"]
 
 
