@@ -79,6 +79,8 @@ BATCH_SECONDS = 0.005
 #: What `_finish` switches to the caller with.
 _FINISHED = object()
 
+_TASKS_TAKE_CONTEXT = sys.version_info >= (3, 11)
+
 _COUNTDOWN = range(MAX_PASSES - 1, -1, -1)
 
 
@@ -814,6 +816,14 @@ class EventLoop(StepsEventLoop):
         **kwargs: Any,
     ) -> asyncio.Task[Any]:
         """Schedule a coroutine object and return the task, an `asyncio.Task`."""
+        task: Any
+        if _TASKS_TAKE_CONTEXT and self._task_factory is None and not kwargs:
+            if self._closed:
+                self._check_closed()
+            task = Task(coro, loop=self, name=name, context=context)
+            if task._source_traceback:
+                del task._source_traceback[-1]
+            return task  # type: ignore[no-any-return]
         # Only what was given: not every Python, nor every task factory, knows all of them.
         if name is not None:
             kwargs["name"] = name
@@ -822,7 +832,7 @@ class EventLoop(StepsEventLoop):
         if self._task_factory is not None or "eager_start" in kwargs:
             return self._create_eager_task(coro, kwargs)
         self._check_closed()
-        task: Any = Task(coro, loop=self, **kwargs)
+        task = Task(coro, loop=self, **kwargs)
         if task._source_traceback:
             del task._source_traceback[-1]
         try:

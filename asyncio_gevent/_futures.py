@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from asyncio import CancelledError, events, isfuture
+from asyncio import CancelledError, events, isfuture, tasks
 from collections.abc import Awaitable, Callable, Generator
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
@@ -22,10 +22,11 @@ from greenlet import GreenletExit
 
 from asyncio_gevent import _compat
 from asyncio_gevent._ambient import get_ambient_loop
-from asyncio_gevent._compat import current_task, get_hub_if_exists
+from asyncio_gevent._compat import get_hub_if_exists
 from asyncio_gevent._event_loop import EventLoop
 from asyncio_gevent._portals import find_portal, no_hub
 from asyncio_gevent._waiting import (
+    REUSED,
     call_in_loop,
     can_suspend,
     check_awaitable,
@@ -85,20 +86,20 @@ def await_(awaitable: Awaitable[_T], *, loop: asyncio.AbstractEventLoop | None =
     """
     running = events._get_running_loop()
     if running is not None and (loop is None or loop is running):
-        task = current_task(running)
+        task = tasks.current_task(running)
         if task is not None:
             # Below a task: `await` in that very task.
-            if not isinstance(awaitable, CoroutineType) or awaitable.cr_await is not None:
+            if type(awaitable) is not CoroutineType or awaitable.cr_await is not None:
                 return _await_in_task(awaitable, running, task)  # type: ignore[no-any-return]
-            if not can_suspend(running):
+            if not ((type(running) is EventLoop and running._suspend) or can_suspend(running)):
                 _refuse_to_suspend(awaitable, running)
             try:
                 yielded = awaitable.send(None)
             except StopIteration as stop:
                 return stop.value  # type: ignore[no-any-return]
             except RuntimeError as error:
-                if error.__traceback__.tb_next is None:  # type: ignore[union-attr]
-                    check_awaitable(awaitable, "await_")  # it was not begun by this
+                if error.args == REUSED and error.__traceback__.tb_next is None:  # type: ignore[union-attr]
+                    check_awaitable(awaitable, "await_")
                 raise
             return drive(awaitable, yielded, running, task)  # type: ignore[no-any-return]
     return wait_for(awaitable, loop, running)  # type: ignore[no-any-return]
@@ -152,11 +153,12 @@ def wait_for(awaitable: Any, loop: Any, running: Any, autocancel: bool = True) -
     """
     try:
         hub = get_hub_to_wait_in("await_()")
-        check_awaitable(awaitable, "await_")
+        if type(awaitable) is not CoroutineType or awaitable.cr_await is not None:
+            check_awaitable(awaitable, "await_")
         if running is not None and not can_suspend(running):
             _refuse_to_suspend(awaitable, running)
         portal = None if running is not None else find_portal()
-        if isfuture(awaitable):
+        if type(awaitable) is not CoroutineType and isfuture(awaitable):
             if loop is not None and awaitable.get_loop() is not loop:
                 raise ValueError(
                     f"{awaitable!r} belongs to another event loop than {loop!r}: leave out `loop=`"
@@ -185,14 +187,16 @@ class GreenletFuture(asyncio.Future[Any]):
 
     Attributes:
         _greenlet: the greenlet, until it has ended.
+        _hub: its hub.
+        _flags: ``autocancel_future`` and ``autokill_greenlet``.
+        _kill: the arguments of the last ``cancel()`` that has killed the greenlet, or None.
     """
 
-    _greenlet: Any = None
-    _hub: Any = None
-    _autocancel = True
-    _autokill = True
-    _kill_requested = False
-    _message: Any = None
+    __slots__ = ("_flags", "_greenlet", "_hub", "_kill")
+    _flags: tuple[bool, bool]
+    _greenlet: Any
+    _hub: Any
+    _kill: tuple[Any, ...] | None
 
     def cancel(self, msg: Any = None) -> bool:
         """Kill the greenlet, and be cancelled when it has ended.
@@ -204,10 +208,9 @@ class GreenletFuture(asyncio.Future[Any]):
         """
         if self.done():
             return False
-        if self._greenlet is None or not self._autokill:
+        if self._greenlet is None or not self._flags[1]:
             return super().cancel(msg)
-        self._kill_requested = True
-        self._message = msg
+        self._kill = (msg,)
         if self._hub is get_hub_if_exists():
             _kill(self._greenlet)
         else:
@@ -231,8 +234,8 @@ class GreenletFuture(asyncio.Future[Any]):
         error = greenlet.exception
         value = greenlet.value
         if error is None and isinstance(value, GreenletExit):
-            if self._autocancel or self._kill_requested:
-                super().cancel(self._message)
+            if self._flags[0] or self._kill is not None:
+                super().cancel(*(self._kill or ()))
             else:
                 self.set_result(value)
         elif error is None:
@@ -268,13 +271,17 @@ def _kill(greenlet: Any) -> None:
         greenlet.kill(block=False)
 
 
-def _begin(future: GreenletFuture, greenlet: Any, autostart: bool, context: Any) -> None:
+def _begin(greenlet: Any, context: Any) -> None:
+    if greenlet.gr_context is None:
+        greenlet.gr_context = context
+    greenlet.start()
+
+
+def _begin_elsewhere(greenlet: Any, context: Any, link: Any) -> None:
     # In the OS thread of the greenlet.
-    if autostart and not (greenlet.started or greenlet.ready()):
-        if greenlet.gr_context is None:
-            greenlet.gr_context = context
-        greenlet.start()
-    greenlet.rawlink(future._note_end)
+    if context is not None and not (greenlet.started or greenlet.ready()):
+        _begin(greenlet, context)
+    greenlet.rawlink(link)
 
 
 def greenlet_to_future(
@@ -321,22 +328,25 @@ def greenlet_to_future(
             portal = find_portal()
             loop = (portal is not None and portal.live_loop()) or get_ambient_loop()
     future = GreenletFuture(loop=loop)
-    future._autocancel = autocancel_future
-    future._autokill = autokill_greenlet
+    future._flags = autocancel_future, autokill_greenlet
+    future._kill = None
     if greenlet.ready():
         future._settle(greenlet)
         return future
-    hub = _hub_of(greenlet)
-    is_here = hub is get_hub_if_exists()
-    if is_here and running is not None and not lets_hub_run(running):
-        raise RuntimeError(no_hub(running))
+    hub = greenlet.parent
+    if not isinstance(hub, gevent.hub.Hub) or hub.loop is None:
+        hub = _hub_of(greenlet)
     future._greenlet = greenlet
     future._hub = hub
-    context = contextvars.copy_context()
-    if is_here:
-        _begin(future, greenlet, autostart_greenlet, context)
+    if hub is get_hub_if_exists():
+        if running is not None and not lets_hub_run(running):
+            raise RuntimeError(no_hub(running))
+        if autostart_greenlet and not greenlet.started:
+            _begin(greenlet, contextvars.copy_context())
+        greenlet.rawlink(future._note_end)
     else:
-        _compat.call_in_hub(hub, _begin, future, greenlet, autostart_greenlet, context)
+        context = contextvars.copy_context() if autostart_greenlet else None
+        _compat.call_in_hub(hub, _begin_elsewhere, greenlet, context, future._note_end)
     return future
 
 

@@ -179,6 +179,8 @@ portals: dict[Any, Portal] = {}
 def find_portal() -> Portal | None:
     """Return the portal of the calling greenlet, or of the one that has started it, or None."""
     each = getcurrent()
+    if not portals and isinstance(each.parent, gevent.hub.Hub) and type(each) is not Worker:
+        return None
     # Up to the hub: its parent, the main greenlet, has started none of them.
     while each is not None and not isinstance(each, gevent.hub.Hub):
         if isinstance(each, Worker):

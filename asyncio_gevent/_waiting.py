@@ -38,6 +38,7 @@ from asyncio_gevent._threads import make_hub
 from asyncio_gevent.exceptions import BlockingCallError, CancelledExit
 
 __all__ = [
+    "REUSED",
     "Call",
     "Reply",
     "add_context",
@@ -63,6 +64,9 @@ __all__ = [
 #: Seconds in which an event loop that does not run yet must have started: it may be on its way in
 #: a native thread. After that it is taken for one that never will, and nobody waits for ever.
 START_SECONDS = 1.0
+
+#: What the interpreter says of a coroutine that was awaited before (Objects/genobject.c).
+REUSED = ("cannot reuse already awaited coroutine",)
 
 _HAS_TASK_CONTEXTS = sys.version_info >= (3, 11)
 _MISSING: Any = object()
@@ -152,16 +156,16 @@ def check_awaitable(awaitable: Any, name: str) -> None:
         RuntimeError: a coroutine that was awaited before, or is just now.
     """
     if isinstance(awaitable, CoroutineType):
-        call = f"{describe(awaitable)}(...)"
         if awaitable.cr_await is not None or awaitable.cr_running:
             raise RuntimeError(
                 f"{awaitable!r} is being awaited already: make a task of it, `task = "
-                f"asyncio.ensure_future({call})`, which can be awaited more than once"
+                f"asyncio.ensure_future({describe(awaitable)}(...))`, which can be awaited more "
+                "than once"
             )
         if awaitable.cr_frame is None:
             raise RuntimeError(
                 f"{awaitable!r} was awaited before, and a coroutine can be awaited once: call the "
-                f"function again, `{name}({call})`"
+                f"function again, `{name}({describe(awaitable)}(...))`"
             )
     elif not isawaitable(awaitable):
         if asyncio.iscoroutinefunction(awaitable):
@@ -189,7 +193,9 @@ async def _await(awaitable: Any) -> Any:
 
 def _steps_of(awaitable: Any) -> Any:
     # A coroutine object: what has send() and throw(), and ends with StopIteration.
-    return awaitable if isinstance(awaitable, Coroutine) else _await(awaitable)
+    if type(awaitable) is CoroutineType or isinstance(awaitable, Coroutine):
+        return awaitable
+    return _await(awaitable)
 
 
 # --- replies -------------------------------------------------------------------------------------
@@ -365,8 +371,14 @@ class Call(Coroutine[Any, Any, None]):
 
     def _end(self, error: BaseException) -> None:
         self._note_context()
-        if error.__traceback__ is not None:
-            error.__traceback__ = error.__traceback__.tb_next  # the frame of `send`
+        traceback = error.__traceback__
+        if traceback is not None:
+            error.__traceback__ = traceback.tb_next  # not the frame of `send`
+            if traceback.tb_next is None and error.args == REUSED:
+                try:
+                    check_awaitable(self._steps, "await_")
+                except RuntimeError as better:
+                    error = better
         self._reply.fail(error)
         if isinstance(error, CancelledError):
             raise error  # the task is a cancelled one
