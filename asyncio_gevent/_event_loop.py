@@ -382,8 +382,8 @@ class EventLoop(StepsEventLoop):
         if watcher is not None:
             try:
                 watcher.send()
-            except (ValueError, AttributeError, TypeError):
-                pass  # closed between the two lines; cffi says TypeError
+            except Exception:  # of different kinds, by the loop of the hub; libuv's is this one
+                pass  # closed between the two lines
 
     def _on_async(self) -> None:
         if self._failure is not None and self._batch is None and self._waiter is not None:

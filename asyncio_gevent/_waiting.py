@@ -277,8 +277,8 @@ class _ThreadReply(Reply):
     def _wake(self) -> None:
         try:
             self._async.send()
-        except (ValueError, AttributeError, TypeError):
-            pass  # nobody waits any more; cffi says TypeError
+        except Exception:  # of different kinds, by the loop of the hub; libuv's is this one
+            pass  # nobody waits any more
 
     def close(self) -> None:
         self._async.stop()

@@ -17,7 +17,15 @@ from support import run_script, until
 from test_suspension import in_raw_greenlet
 
 import asyncio_gevent
-from asyncio_gevent import EventLoop
+from asyncio_gevent import (
+    EventLoop,
+    _portals,
+    async_context,
+    await_,
+    greenlet_to_future,
+    sync_context,
+    sync_to_async,
+)
 from asyncio_gevent._runners import Runner
 
 
@@ -193,3 +201,105 @@ def test_memory_does_not_grow_with_suspended_steps() -> None:
         assert after - before < 3000
 
     asyncio_gevent.run(measured())
+
+
+# --- calls over the bridge ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["await_", "sync_to_async", "greenlet"])
+def test_memory_of_ten_thousand_waiting_calls(what: str) -> None:
+    """At most 12 KiB each, greenlet and task included."""
+    finished = run_script("adapter_memory", what, "10000")
+    assert finished.status == 0, finished
+    assert int(finished.out) <= 12 * 1024
+
+
+async def give(value: Any) -> Any:
+    await asyncio.sleep(0)
+    return value
+
+
+def call_from_greenlets(count: int) -> None:
+    for n in range(count):
+        assert await_(give(n)) == n
+
+
+def call_from_tasks(count: int) -> None:
+    def below(value: Any) -> Any:
+        return await_(give(value))
+
+    async def main() -> None:
+        for n in range(count // 4):
+            assert await sync_to_async(below)(n) == n
+            assert await greenlet_to_future(gevent.spawn(int, n)) == n
+            assert below(n) == n
+            with sync_context(Manager()):
+                pass
+            async with async_context(Manager()):
+                pass
+
+    asyncio_gevent.run(main())
+
+
+def call_with_errors(count: int) -> None:
+    def fail() -> None:
+        raise KeyError
+
+    async def fail_async() -> None:
+        raise KeyError
+
+    async def main() -> None:
+        for _ in range(count // 4):
+            with pytest.raises(KeyError):
+                await sync_to_async(fail)()
+            task = asyncio.ensure_future(sync_to_async(gevent.event.Event().wait)())
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio_gevent.run(main())
+    for _ in range(count // 4):
+        with pytest.raises(KeyError):
+            await_(fail_async())
+        greenlet = gevent.spawn(await_, asyncio.sleep(3600))
+        gevent.sleep(0)
+        greenlet.kill()
+
+
+class Manager:
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(self, *_: Any) -> None:
+        pass
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.soft_limit(50)
+@pytest.mark.parametrize("calls", [call_from_greenlets, call_from_tasks, call_with_errors])
+def test_fifty_thousand_calls_leave_nothing(calls: Any) -> None:
+    """No object more than after some hundred."""
+
+    def counted(count: int) -> int:
+        calls(count)
+        asyncio_gevent.shutdown()
+        gevent.sleep(0)
+        gc.collect()
+        return len(gc.get_objects())
+
+    total = 50_000 if calls is not call_with_errors else 8_000
+    counted(400)
+    before = counted(400)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    after = counted(total)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
+    assert after - before < 200
+    assert grown < 4096  # KiB, of more than 50,000 calls
+    assert _portals._pool.workers == [] or len(_portals._pool.workers) <= _portals.MAX_WORKERS
