@@ -189,14 +189,16 @@ class GreenletFuture(asyncio.Future[Any]):
         _greenlet: the greenlet, until it has ended.
         _hub: its hub.
         _flags: ``autocancel_future`` and ``autokill_greenlet``.
-        _kill: the arguments of the last ``cancel()`` that has killed the greenlet, or None.
+        _kill: the arguments of the last ``cancel()`` that is to kill the greenlet, or None.
+        _is_kill_due: the greenlet has not heard of it.
     """
 
-    __slots__ = ("_flags", "_greenlet", "_hub", "_kill")
+    __slots__ = ("_flags", "_greenlet", "_hub", "_is_kill_due", "_kill")
     _flags: tuple[bool, bool]
     _greenlet: Any
     _hub: Any
     _kill: tuple[Any, ...] | None
+    _is_kill_due: bool
 
     def cancel(self, msg: Any = None) -> bool:
         """Kill the greenlet, and be cancelled when it has ended.
@@ -211,11 +213,22 @@ class GreenletFuture(asyncio.Future[Any]):
         if self._greenlet is None or not self._flags[1]:
             return super().cancel(msg)
         self._kill = (msg,)
-        if self._hub is get_hub_if_exists():
-            _kill(self._greenlet)
-        else:
-            _compat.call_in_hub(self._hub, _kill, self._greenlet)
+        self._is_kill_due = True
+        if self._hub is not get_hub_if_exists():
+            _compat.call_in_hub(self._hub, self._throw)
+        elif self._greenlet:
+            self._hub.loop.run_callback(self._throw)
+        else:  # it has not begun, and is dead at once
+            self._is_kill_due = False
+            self._greenlet.kill(block=False)
         return True
+
+    def _throw(self) -> None:
+        # In the hub of the greenlet.
+        greenlet = self._greenlet
+        if self._is_kill_due and greenlet is not None and not greenlet.ready():
+            self._is_kill_due = False
+            greenlet.throw(GreenletExit())
 
     def _note_end(self, greenlet: Any) -> None:
         # A link: in the hub of the greenlet.
@@ -230,6 +243,10 @@ class GreenletFuture(asyncio.Future[Any]):
     def _settle(self, greenlet: Any) -> None:
         self._greenlet = None
         if self.done():
+            return
+        if self._is_kill_due:
+            # It has ended before: the result comes too late, as that of a task's future does.
+            super().cancel(*(self._kill or ()))
             return
         error = greenlet.exception
         value = greenlet.value
@@ -263,12 +280,6 @@ class GreenletFuture(asyncio.Future[Any]):
             return result_of(self)
 
         __iter__ = __await__
-
-
-def _kill(greenlet: Any) -> None:
-    # In the OS thread of the greenlet. One that has not begun is dead at once.
-    if not greenlet.ready():
-        greenlet.kill(block=False)
 
 
 def _begin(greenlet: Any, context: Any) -> None:
@@ -330,6 +341,7 @@ def greenlet_to_future(
     future = GreenletFuture(loop=loop)
     future._flags = autocancel_future, autokill_greenlet
     future._kill = None
+    future._is_kill_due = False
     if greenlet.ready():
         future._settle(greenlet)
         return future
@@ -440,12 +452,12 @@ class FutureGreenlet(Greenlet[_T]):
     def _note_end(self) -> None:
         # Killed before it began.
         awaitable, self._awaitable = self._awaitable, None
-        if self._has_begun or not self._autocancel:
+        if self._has_begun:
             return
-        if isfuture(awaitable):
+        if not isfuture(awaitable):
+            discard(awaitable)  # it was to become a task, and never will
+        elif self._autocancel:
             call_in_loop(awaitable.get_loop(), awaitable.cancel)
-        else:
-            discard(awaitable)
 
 
 def future_to_greenlet(

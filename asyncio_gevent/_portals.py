@@ -33,7 +33,14 @@ from greenlet import GreenletExit, getcurrent, greenlet
 
 from asyncio_gevent._event_loop import EventLoop
 from asyncio_gevent._originals import native_local
-from asyncio_gevent._waiting import Reply, as_exit, get_hub_to_wait_in, lets_hub_run, settle
+from asyncio_gevent._waiting import (
+    Reply,
+    as_exit,
+    discard,
+    get_hub_to_wait_in,
+    lets_hub_run,
+    settle,
+)
 
 __all__ = ["GreenletCall", "Portal", "call_in_greenlet", "find_portal", "no_hub", "portals"]
 
@@ -57,11 +64,13 @@ class Portal:
         _request: what the greenlet asks for and the task has not seen, or None.
         _is_busy: a request is under way, or nobody serves.
         _cancels: how often the task was cancelled for the sake of the request.
+        _missed: the task was cancelled, too late for the greenlet to hear of it.
     """
 
     __slots__ = (
         "_cancels",
         "_is_busy",
+        "_missed",
         "_request",
         "_signal",
         "ended",
@@ -79,6 +88,7 @@ class Portal:
         self._request: tuple[Any, Reply] | None = None
         self._is_busy = True
         self._cancels = 0
+        self._missed: CancelledError | None = None
 
     def live_loop(self) -> Any:
         """Return the event loop if it still runs, else None."""
@@ -149,7 +159,9 @@ class Portal:
                 try:
                     await signal
                 except CancelledError as error:
-                    if not self.ended:
+                    if self.ended:
+                        self._missed = error
+                    else:
                         self._cancelled(error)
         finally:
             self._is_busy = True
@@ -172,6 +184,7 @@ class Portal:
             if left > counted:
                 # Somebody else has cancelled the task as well.
                 self._cancelled(CancelledError())
+                self._missed = None  # the request has heard of it
 
     def _cancelled(self, error: CancelledError) -> None:
         """Tell the greenlet that the task is cancelled; in the task."""
@@ -279,6 +292,7 @@ class GreenletCall(Portal):
         self._request = None
         self._is_busy = True
         self._cancels = 0
+        self._missed = None
         self._function: Callable[..., Any] | None = function
         self._args = args
         self._kwargs = kwargs
@@ -336,13 +350,21 @@ class GreenletCall(Portal):
             try:
                 await signal  # almost always it is the end
             except CancelledError as error:
-                if not self.ended:
+                if self.ended:
+                    self._missed = error
+                else:
                     self._cancelled(error)
         if not self.ended:
             self.task = asyncio.current_task()
             await self.serve()
         self._put_back()
         failure, self._error = self._error, None
+        if self._missed is not None:
+            # As with a task whose future was done when it was cancelled.
+            try:
+                raise self._missed
+            finally:
+                self._missed = self._killed = failure = None
         if failure is None:
             return self._value
         try:
@@ -371,6 +393,14 @@ class GreenletCall(Portal):
             workers.append(worker)
 
     def _cancelled(self, error: CancelledError) -> None:
+        request, self._request = self._request, None
+        if request is not None:
+            # It was cancelled before it could await this.
+            awaitable, reply = request
+            self._is_busy = False
+            discard(awaitable)
+            reply.fail(error)
+            return
         if not self._autokill:
             # The function goes on; nobody waits for it any more.
             self.ended = True
@@ -380,12 +410,14 @@ class GreenletCall(Portal):
         self._killed = error
         if self._has_begun:
             self.is_last = True
+            self._missed = error
             self._worker.parent.loop.run_callback(self._kill)
 
     def _kill(self) -> None:
         # In the hub.
         worker = self._worker
         if worker is not None and worker.call is self and not self.ended:
+            self._missed = None
             worker.throw(as_exit(cast("CancelledError", self._killed)))
 
 
