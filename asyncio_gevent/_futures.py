@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 import gevent
 from greenlet import GreenletExit
+from greenlet import greenlet as greenlet_type
 
 from asyncio_gevent import _compat
 from asyncio_gevent._ambient import get_ambient_loop
@@ -179,6 +180,11 @@ def wait_for(awaitable: Any, loop: Any, running: Any, autocancel: bool = True) -
     return wait_for_call(loop, call, autocancel)
 
 
+#: Whether a greenlet has begun and not ended. A gevent.Greenlet itself says so of one that is
+#: about to begin, too.
+_is_active = greenlet_type.__bool__
+
+
 # --- greenlet to future --------------------------------------------------------------------------
 
 
@@ -216,9 +222,9 @@ class GreenletFuture(asyncio.Future[Any]):
         self._is_kill_due = True
         if self._hub is not get_hub_if_exists():
             _compat.call_in_hub(self._hub, self._throw)
-        elif self._greenlet:
+        elif _is_active(self._greenlet):
             self._hub.loop.run_callback(self._throw)
-        else:  # it has not begun, and is dead at once
+        elif not self._greenlet.ready():  # it has not begun, and is dead at once
             self._is_kill_due = False
             self._greenlet.kill(block=False)
         return True

@@ -261,7 +261,7 @@ class Model:
             self._cancel_below(below)
         elif link.autokill:
             self.requested.add(k)
-            self.kill(below, GreenletExit)
+            self.kill(below, CancelledExit if link.kind == "sync_to_async" else GreenletExit)
         else:
             self._abandon(k, CANCELLED)
 

@@ -321,7 +321,8 @@ def test_cancel_while_it_ends() -> None:
             try:
                 assert await future == 5
             except asyncio.CancelledError:
-                assert isinstance(greenlet.value, gevent.GreenletExit)
+                pass  # as a task whose future was done when it was cancelled
+            assert greenlet.ready()
 
     run(main())
 
