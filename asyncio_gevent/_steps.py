@@ -362,6 +362,9 @@ class StepsEventLoop(IOEventLoop):
                 failed = self.create_future()
                 failed.set_exception(error)
                 self.call_soon(callback, failed, context=context)
+                # As when the task is cancelled: what it awaits has nobody else (shield() it).
+                waiter.add_done_callback(_retrieve)
+                waiter.cancel()
                 return
         # Its next step is on the way, or waits for the runner: let it await something first.
         claimed = self._special.get(id(task))
@@ -403,6 +406,12 @@ class StepsEventLoop(IOEventLoop):
         finally:
             if done is not None:
                 done.set()
+
+
+def _retrieve(future: Any) -> None:
+    # Or the exception of its clean-up, say, would be logged as never retrieved.
+    if not future.cancelled():
+        future.exception()
 
 
 class _Idle:

@@ -21,6 +21,7 @@ TESTS = pathlib.Path(__file__).parent
 FILES = [
     "test_adapter_machine.py", "test_ambient.py", "test_await.py", "test_bad_input.py",
     "test_cancel.py", "test_contexts.py", "test_conversions.py", "test_event_loop.py",
+    "test_executor.py",
     "test_fork.py", "test_functions.py", "test_futures.py", "test_io.py", "test_iterators.py",
     "test_leaks.py", "test_many_loops.py", "test_protocols.py", "test_run_and_policy.py",
     "test_signals.py", "test_suspension.py", "test_threads.py",

@@ -1346,11 +1346,28 @@ def test_a_timeout_of_gevent_around_an_await() -> None:
             with gevent.Timeout(3600):
                 await asyncio.sleep(0)
                 gevent.sleep(0)
-        # What it awaited is not cancelled by that, as another one may await it as well.
+        # What it awaited is cancelled by that, as by Task.cancel(), unless it is shielded.
         future = asyncio.get_running_loop().create_future()
         with pytest.raises(gevent.Timeout), gevent.Timeout(0.001):
-            await future
+            await asyncio.shield(future)
         assert not future.done()
+        with pytest.raises(gevent.Timeout), gevent.Timeout(0.001):
+            await future
+        assert future.cancelled()
+        events = []
+
+        async def clean_up() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                events.append("cleaned up")
+                raise ValueError  # nobody asks for it
+
+        inner = asyncio.ensure_future(clean_up())
+        with pytest.raises(gevent.Timeout), gevent.Timeout(0.001):
+            await inner
+        await asyncio.wait([inner])
+        assert events == ["cleaned up"]
         return "result"
 
     assert asyncio_gevent.run(main()) == "result"
