@@ -29,6 +29,7 @@ from asyncio_gevent._waiting import (
     as_exit,
     call_in_loop,
     describe,
+    find_running_loop,
     get_hub_to_wait_in,
     lets_hub_run,
     make_reply,
@@ -258,7 +259,7 @@ class _SyncContext(AbstractContextManager[_T, bool]):
 
     def __enter__(self) -> _T:
         manager = self._manager
-        running = events._get_running_loop()
+        running = find_running_loop()
         portal = None if running is not None else find_portal()
         if (running is not None and current_task(running) is not None) or (
             portal is not None and portal.is_free()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from asyncio import CancelledError, events
+from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar, overload
 
@@ -18,7 +18,7 @@ from greenlet import GreenletExit
 from asyncio_gevent._compat import current_task
 from asyncio_gevent._futures import await_, wait_for
 from asyncio_gevent._portals import call_in_greenlet
-from asyncio_gevent._waiting import describe
+from asyncio_gevent._waiting import describe, find_running_loop
 from asyncio_gevent.exceptions import CancelledExit
 
 __all__ = ["async_to_sync", "sync_to_async"]
@@ -70,8 +70,8 @@ def sync_to_async(
 
     ``await sync_to_async(function)(x)`` is ``function(x)``, in a greenlet of its own: while it
     blocks in gevent, the event loop goes on. It has no running loop, so that it may call
-    ``asyncio.run()``; its ``await_()`` awaits in the calling task. It runs in the context of the
-    calling task, which sees what it sets.
+    ``asyncio_gevent.run()``. It runs in the context of the calling task, which sees what it sets.
+    Its ``await_()`` awaits in the calling task, and is cancelled with it, whatever the flags.
 
     Args:
         fn: the function. None: return a decorator.
@@ -201,12 +201,13 @@ def async_to_sync(
             )
         return await_(awaitable, loop=loop)
 
+    _unmark(call)
     if autocancel_future and autokill_greenlet:
         return call
 
     @functools.wraps(coroutine)
     def call_with_flags(*args: Any, **kwargs: Any) -> Any:
-        running = events._get_running_loop()
+        running = find_running_loop()
         is_below_task = running is not None and current_task(running) is not None
         try:
             if autocancel_future or is_below_task:
@@ -218,4 +219,11 @@ def async_to_sync(
             cancelled = error.__cause__
         raise cancelled
 
+    _unmark(call_with_flags)
     return call_with_flags
+
+
+def _unmark(function: Any) -> None:
+    # functools.wraps() has copied what makes a function one of the other kind.
+    for mark in ("_is_coroutine", "_is_coroutine_mark"):
+        function.__dict__.pop(mark, None)

@@ -32,8 +32,10 @@ from asyncio_gevent._waiting import (
     can_suspend,
     check_awaitable,
     check_running,
+    describe,
     discard,
     drive,
+    find_running_loop,
     get_hub_to_wait_in,
     is_own_thread,
     lets_hub_run,
@@ -86,6 +88,8 @@ def await_(awaitable: Awaitable[_T], *, loop: asyncio.AbstractEventLoop | None =
     go on instead, ``await_(asyncio.shield(task))``.
     """
     running = events._get_running_loop()
+    if running is not None and type(running) is not EventLoop:
+        running = find_running_loop()
     if running is not None and (loop is None or loop is running):
         task = tasks.current_task(running)
         if task is not None:
@@ -173,7 +177,7 @@ def wait_for(awaitable: Any, loop: Any, running: Any, autocancel: bool = True) -
         else:
             check_running(loop)
         reply = make_reply(hub, loop)
-        call = start_call(loop, awaitable, reply)
+        call = start_call(loop, awaitable, reply, shares_context=portal is None)
     except BaseException:
         discard(awaitable)
         raise
@@ -220,6 +224,8 @@ class GreenletFuture(asyncio.Future[Any]):
             return super().cancel(msg)
         self._kill = (msg,)
         self._is_kill_due = True
+        if self._hub.loop is None:
+            return super().cancel(msg)  # it was destroyed, with all its greenlets
         if self._hub is not get_hub_if_exists():
             _compat.call_in_hub(self._hub, self._throw)
         elif _is_active(self._greenlet):
@@ -338,7 +344,7 @@ def greenlet_to_future(
         else:
             remedy = "use `greenlet_to_future(gevent.spawn(function))`"
         raise TypeError(f"{greenlet!r} is not a gevent.Greenlet: {remedy}")
-    running = events._get_running_loop()
+    running = find_running_loop()
     if loop is None:
         loop = running
         if loop is None:
@@ -421,8 +427,8 @@ def spawn(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> Gr
     """
     if asyncio.iscoroutinefunction(function):
         raise TypeError(
-            f"{function!r} is a coroutine function: `asyncio.create_task({function.__name__}(...))`"
-            f", or in a greenlet `spawn(await_, {function.__name__}(...))`"
+            f"{function!r} is a coroutine function: `asyncio.create_task({describe(function)}"
+            f"(...))`, or in a greenlet `spawn(await_, {describe(function)}(...))`"
         )
     greenlet: Greenlet[_T] = Greenlet(function, *args, **kwargs)
     greenlet.start()
@@ -462,7 +468,7 @@ class FutureGreenlet(Greenlet[_T]):
             return
         if not isfuture(awaitable):
             discard(awaitable)  # it was to become a task, and never will
-        elif self._autocancel:
+        elif self._autocancel and not awaitable.get_loop().is_closed():
             call_in_loop(awaitable.get_loop(), awaitable.cancel)
 
 
@@ -508,7 +514,7 @@ def future_to_greenlet(
             "task before, `future_to_greenlet(asyncio.ensure_future(...), autostart_future=False)`"
         )
     if loop is None and not isfuture(future):
-        loop = events._get_running_loop()
+        loop = find_running_loop()
         if loop is None:
             portal = find_portal()
             loop = portal.live_loop() if portal is not None else None

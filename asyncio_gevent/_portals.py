@@ -38,6 +38,7 @@ from asyncio_gevent._waiting import (
     as_exit,
     discard,
     get_hub_to_wait_in,
+    is_frozen,
     lets_hub_run,
     settle,
 )
@@ -92,13 +93,15 @@ class Portal:
 
     def live_loop(self) -> Any:
         """Return the event loop if it still runs, else None."""
-        return self.loop if self.loop.is_running() else None
+        loop = self.loop
+        return loop if loop.is_running() and not is_frozen(loop) else None
 
     # --- in the greenlet --------------------------------------------------------------------
 
     def is_free(self) -> bool:
         """Whether `request` may be called."""
-        return not (self._is_busy or self.ended)
+        # Not in a forked child, where the task stands still.
+        return not (self._is_busy or self.ended or is_frozen(self.loop))
 
     def request(self, awaitable: Any, hub: Any) -> Any:
         """Have the task await this; return its result or raise its exception. Blocks."""
@@ -115,13 +118,16 @@ class Portal:
                 return
             # As asyncio.timeout() does: `serve` takes it back when the request has heard of it.
             self._cancels += 1
-            self.task.cancel()
+            if isinstance(self.loop, EventLoop):
+                self.task.cancel()
+            else:
+                self.loop.call_soon_threadsafe(self.task.cancel)
 
         is_guest = isinstance(self.loop, EventLoop)
         if is_guest:
             self.loop._add_guest(reply)
         try:
-            error = settle(reply, cancel)
+            error = settle(reply, self.loop, cancel)
         finally:
             if is_guest:
                 self.loop._remove_guest(reply)
@@ -137,7 +143,9 @@ class Portal:
         """Let the task go on."""
         signal = self._signal
         if signal is not None and not signal.done():
-            if isinstance(self.loop, EventLoop):
+            if self.loop.is_closed():
+                pass  # nobody waits any more
+            elif isinstance(self.loop, EventLoop):
                 signal.set_result(None)
             else:
                 self.loop.call_soon_threadsafe(_set, signal)
@@ -230,6 +238,7 @@ class Worker(gevent.Greenlet):  # type: ignore[misc]
     call: GreenletCall | None
 
     def _run(self) -> Any:
+        self.unlink(_note_death)
         while True:
             # To here: from the hub, by `start` or `switch` of a callback of the hub.
             call = self.call
@@ -241,7 +250,18 @@ class Worker(gevent.Greenlet):  # type: ignore[misc]
                 self.call = None
                 return value
             self.call = call = value = None
-            _switch(self.parent)
+            try:
+                _switch(self.parent)
+            except BaseException:
+                _note_death(self)
+                raise
+
+
+def _note_death(worker: Worker) -> None:
+    # Somebody has killed it, who kills all greenlets there are, before it could begin.
+    call, worker.call = worker.call, None
+    if call is not None:
+        call.abort()
 
 
 class _Pool(native_local):  # type: ignore[misc]
@@ -265,6 +285,7 @@ class GreenletCall(Portal):
     __slots__ = (
         "_args",
         "_autokill",
+        "_context",
         "_error",
         "_function",
         "_has_begun",
@@ -302,23 +323,41 @@ class GreenletCall(Portal):
         self._killed: BaseException | None = None
         self._has_begun = False
         self._worker: Any = None
+        self._context: Any = None
 
     def start(self, hub: Any) -> None:
         """Have a worker of this hub begin."""
         workers = _pool.workers
         while workers:
             worker = workers.pop()
-            if worker.parent is hub:
-                worker.call = self
-                # The context of the task itself: the function is part of the call.
-                worker.gr_context = getcurrent().gr_context
-                self._worker = worker
-                hub.loop.run_callback(worker.switch)
-                return
-        self._worker = worker = Worker()
+            if worker.parent is hub and not worker.dead:
+                break
+        else:
+            worker = Worker()
+            worker.rawlink(_note_death)
+        self._worker = worker
         worker.call = self
-        worker.gr_context = getcurrent().gr_context
-        worker.start()
+        # The context of the task itself: the function is part of the call.
+        worker.gr_context = self._context = getcurrent().gr_context
+        if worker.started:
+            hub.loop.run_callback(worker.switch)
+        else:
+            worker.start()
+
+    def abort(self) -> None:
+        """Note that the worker was killed before it could begin. In the hub."""
+        self._error = GreenletExit()
+        self.is_last = True
+        self.ended = True
+        self.notify()
+
+    def is_free(self) -> bool:
+        """Whether `request` may be called."""
+        if not super().is_free():
+            return False
+        # Not by code in a Context.run(), whose context is not that of the task.
+        current = getcurrent()
+        return current is not self._worker or current.gr_context is self._context
 
     def _run(self) -> Any:
         # In the worker.
@@ -340,7 +379,7 @@ class GreenletCall(Portal):
         self._function = None
         self._args = self._kwargs = ()  # type: ignore[assignment]
         self.notify()
-        return self._value
+        return self._error if isinstance(self._error, GreenletExit) else self._value
 
     async def result(self) -> Any:
         """Wait for the end of the function; return its value or raise its exception."""
@@ -356,7 +395,10 @@ class GreenletCall(Portal):
                     self._cancelled(error)
         if not self.ended:
             self.task = asyncio.current_task()
-            await self.serve()
+            try:
+                await self.serve()
+            finally:
+                self.task = None  # a cancelled task keeps its exception, and that this frame
         self._put_back()
         failure, self._error = self._error, None
         if self._missed is not None:
@@ -402,10 +444,12 @@ class GreenletCall(Portal):
             reply.fail(error)
             return
         if not self._autokill:
-            # The function goes on; nobody waits for it any more.
+            # The function goes on, by itself and in a context of its own.
+            worker, self._worker = self._worker, None
+            if worker.gr_context is self._context:
+                worker.gr_context = worker.gr_context.copy()
             self.ended = True
             self.is_last = True
-            self._worker = None
             raise error
         self._killed = error
         if self._has_begun:

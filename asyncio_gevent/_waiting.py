@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import sys
-from asyncio import CancelledError
+from asyncio import CancelledError, events
 from collections.abc import Callable, Coroutine
 from functools import partial
 from inspect import isawaitable
@@ -50,7 +50,9 @@ __all__ = [
     "describe",
     "discard",
     "drive",
+    "find_running_loop",
     "get_hub_to_wait_in",
+    "is_frozen",
     "is_own_thread",
     "lets_hub_run",
     "make_reply",
@@ -89,6 +91,26 @@ def lets_hub_run(loop: Any) -> bool:
     return selector is not None and type(selector).__module__.startswith("gevent.")
 
 
+def find_running_loop() -> Any:
+    """Return the event loop that the caller is part of, or None."""
+    running = events._get_running_loop()
+    if running is None or isinstance(running, EventLoop) or not lets_hub_run(running):
+        return running
+    # asyncio's own, after patching: all greenlets of the thread see it, those that are not below
+    # it as well.
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "run_forever" and frame.f_locals.get("self") is running:
+            return running
+        frame = frame.f_back
+    return None
+
+
+def is_frozen(loop: Any) -> bool:
+    """Whether this is a forked child, and the event loop the parent's, which stands still here."""
+    return isinstance(loop, EventLoop) and loop._frozen
+
+
 def is_own_thread(loop: Any) -> bool:
     """Whether ``call_soon()`` of this event loop may be called here, and wakes it."""
     return isinstance(loop, EventLoop) and loop._thread_id in (None, get_ident())
@@ -117,9 +139,13 @@ def check_running(loop: Any) -> None:
             "what belongs to it anew"
         )
     if not loop.is_running():
+        if lets_hub_run(loop):
+            remedy = "a greenlet, `gevent.spawn(loop.run_forever)`"
+        else:
+            remedy = "another OS thread"
         raise RuntimeError(
-            f"{loop!r} does not run, so nothing in it would ever be done: run it in a greenlet, "
-            "`gevent.spawn(loop.run_forever)`, or leave out `loop=`"
+            f"{loop!r} does not run, so nothing in it would ever be done: run it in {remedy}, or "
+            "leave out `loop=`"
         )
 
 
@@ -290,11 +316,12 @@ def make_reply(hub: Any, loop: Any) -> Reply:
     return Reply(hub) if is_own_thread(loop) else _ThreadReply(hub)
 
 
-def settle(reply: Reply, cancel: Callable[[], Any] | None) -> BaseException | None:
+def settle(reply: Reply, loop: Any, cancel: Callable[[], Any] | None) -> BaseException | None:
     """Wait for a reply. Blocks the greenlet.
 
     Args:
         reply: where the outcome comes.
+        loop: the event loop it comes from.
         cancel: called if an exception is thrown into the greenlet meanwhile; None leaves alone
             what it waits for.
 
@@ -307,14 +334,19 @@ def settle(reply: Reply, cancel: Callable[[], Any] | None) -> BaseException | No
         caught = error
     else:
         return reply.error
-    if cancel is not None and not reply.done:
-        cancel()
-        reply.wait()
-    failed = reply.error
-    if failed is None or isinstance(failed, CancelledError):
-        return caught
-    add_context(failed, caught)
-    return failed
+    failed = None
+    try:
+        if cancel is not None and not (reply.done or loop.is_closed()):
+            cancel()
+            if loop.is_running():  # else nobody knows when its clean-up would be over
+                reply.wait()
+        failed = reply.error
+        if failed is None or isinstance(failed, CancelledError):
+            return caught
+        add_context(failed, caught)
+        return failed
+    finally:
+        del failed, caught  # no cycle through the traceback
 
 
 def add_context(error: BaseException, context: BaseException) -> None:
@@ -348,6 +380,8 @@ class Call(Coroutine[Any, Any, None]):
         self.task: Any = None
 
     def send(self, value: Any) -> Any:
+        if self.task is None:
+            self.task = asyncio.current_task()  # an eager one, which is just being made
         try:
             return self._steps.send(value)
         except StopIteration as stop:
@@ -380,6 +414,7 @@ class Call(Coroutine[Any, Any, None]):
                 except RuntimeError as better:
                     error = better
         self._reply.fail(error)
+        self.task = None  # a cancelled task keeps its exception, and that this frame
         if isinstance(error, CancelledError):
             raise error  # the task is a cancelled one
 
@@ -414,28 +449,26 @@ class Call(Coroutine[Any, Any, None]):
         return getattr(self._steps, name)
 
 
-def start_call(
-    loop: Any, awaitable: Any, reply: Reply, context: contextvars.Context | None = None
-) -> Call:
+def start_call(loop: Any, awaitable: Any, reply: Reply, shares_context: bool = True) -> Call:
     """Make a task that awaits this and settles the reply.
 
     Args:
         loop: an event loop of any OS thread.
         awaitable: it was checked before.
         reply: see `make_reply`.
-        context: the context of the task, if it is not that of the calling greenlet.
+        shares_context: the task may run in the context of the calling greenlet. False if that is
+            one of another task, too, which cannot enter it meanwhile.
 
     Does not block.
     """
     steps = _steps_of(awaitable)
     is_own = is_own_thread(loop)
     try:
-        if is_own and _HAS_TASK_CONTEXTS and loop._task_factory is None:
+        if shares_context and is_own and _HAS_TASK_CONTEXTS and loop._task_factory is None:
+            context = getcurrent().gr_context
             if context is None:
+                contextvars.copy_context()  # lets the greenlet have one
                 context = getcurrent().gr_context
-                if context is None:
-                    contextvars.copy_context()  # lets the greenlet have one
-                    context = getcurrent().gr_context
             try:
                 context.run(int)
             except RuntimeError:
@@ -445,7 +478,7 @@ def start_call(
                 call.task = loop.create_task(call, context=context)
                 return call
         call = Call(steps, reply, True)
-        context = contextvars.copy_context() if context is None else context.copy()
+        context = contextvars.copy_context()
         if is_own and loop._task_factory is None:
             call.task = context.run(loop.create_task, call)
         else:
@@ -453,6 +486,7 @@ def start_call(
             call_in_loop(loop, _start, loop, call, context)
     except BaseException:
         reply.fail(CancelledError())
+        reply.close()
         discard(awaitable)
         raise
     return call
@@ -475,7 +509,8 @@ def _cancel(loop: Any, call: Call) -> None:
 
 
 def _cancel_here(call: Call) -> None:
-    call.task.cancel()
+    if call.task is not None:  # else it has ended
+        call.task.cancel()
 
 
 def wait_for_call(loop: Any, call: Call, autocancel: bool = True) -> Any:
@@ -491,18 +526,23 @@ def wait_for_call(loop: Any, call: Call, autocancel: bool = True) -> Any:
     if is_guest:
         loop._add_guest(reply)
     try:
-        error = settle(reply, partial(_cancel, loop, call) if autocancel else None)
+        error = settle(reply, loop, partial(_cancel, loop, call) if autocancel else None)
     finally:
         if is_guest:
             loop._remove_guest(reply)
         reply.close()
+        if not (reply.done or call._copies_context):
+            # The task goes on by itself, in what was this greenlet's context.
+            getcurrent().gr_context = contextvars.copy_context()
         if reply.context is not None:
             _take_over(reply.context)
     if error is None:
         return reply.value
+    if error is reply.error:  # not one that was thrown into this greenlet
+        error = as_exit(error)
     reply.error = None
     try:
-        raise as_exit(error)
+        raise error
     finally:
         del error  # no cycle through the traceback
 
@@ -539,9 +579,9 @@ def wait_for_future(future: Any, hub: Any, autocancel: bool = True) -> Any:
         try:
             return result_of(future)
         except CancelledError as cancelled:
-            error = cancelled
+            error = as_exit(cancelled)
     try:
-        raise as_exit(error)
+        raise error
     finally:
         del error
 
@@ -559,7 +599,8 @@ def _settle_future(future: Any, hub: Any, autocancel: bool) -> BaseException | N
             future.add_done_callback(note)
         else:
             loop.call_soon_threadsafe(future.add_done_callback, note)
-        error = settle(reply, partial(call_in_loop, loop, future.cancel) if autocancel else None)
+        cancel = partial(call_in_loop, loop, future.cancel) if autocancel else None
+        error = settle(reply, loop, cancel)
     finally:
         if is_guest:
             loop._remove_guest(reply)
@@ -675,6 +716,8 @@ def _wait_in_step(
         except CancelledError as error:
             # As Task.cancel() does: what the task awaits is cancelled, and the task goes on when
             # that is done.
+            if injected is not None or is_ending:
+                injected = error  # the last one
             if not future.cancel(*error.args[:1]):
                 failure = error
         except BaseException as error:
