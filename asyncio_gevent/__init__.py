@@ -5,9 +5,10 @@ Layer map; imports go downward only.
     facade      __init__.py
     adapters    _contexts.py  _iterators.py  _functions.py
                 _futures.py (await_, greenlets and futures)
+                _ambient.py (the loop of those that run none)
                 _portals.py (a greenlet that awaits in somebody's task)
                 _waiting.py (how a greenlet waits)
-    loops       _run.py  _policy.py  _ambient.py (the loop of those that run none)
+    loops       _run.py  _policy.py
                 _event_loop.py (asyncio on the hub: running, waking, batches, timers)
                 _steps.py (the edge; suspended steps and their runners)
                 _loop_io.py (its side to the world: descriptors, signals, threads, names)

@@ -19,6 +19,7 @@ import os
 import signal
 import sys
 from functools import partial
+from time import monotonic
 from typing import Any
 
 import gevent
@@ -30,11 +31,20 @@ from asyncio_gevent import _compat
 from asyncio_gevent._compat import cancel_all_tasks, get_hub_if_exists
 from asyncio_gevent._event_loop import EventLoop
 from asyncio_gevent._originals import get_ident, native_local
+from asyncio_gevent._portals import portals
 from asyncio_gevent._runners import find_owner
 from asyncio_gevent._threads import at_thread_end, make_hub
 from asyncio_gevent.exceptions import BlockingCallError
 
 __all__ = ["AmbientEventLoop", "get_ambient_loop", "shutdown"]
+
+#: Seconds that the clean-up of greenlets may take at the end of the process. They may call async
+#: code then, but one that tries again for ever does not keep the process.
+CLEAN_UP_SECONDS = 5.0
+
+#: Seconds that SIGTERM waits for all of it: as long as those who send it wait before they send
+#: SIGKILL (``docker stop`` does for 10).
+TERM_SECONDS = 10.0
 
 
 class AmbientEventLoop(EventLoop):
@@ -62,6 +72,12 @@ class AmbientEventLoop(EventLoop):
 
     def _catch_signals(self, hub: Any) -> None:
         pass
+
+    def _check_running(self) -> None:
+        # It runs in a greenlet of its own, which is below no event loop, though asyncio's own is
+        # seen everywhere in the thread after patching.
+        if self.is_running():
+            super()._check_running()
 
     def _attach(self) -> None:
         super()._attach()
@@ -105,6 +121,8 @@ class AmbientEventLoop(EventLoop):
                 try:
                     self._shut_down()
                 finally:
+                    if _of_thread.ending is self:
+                        _of_thread.ending = None
                     self._ended.set()
 
     def _shut_down(self) -> None:
@@ -127,21 +145,25 @@ def _hand_to_main(error: BaseException) -> None:
 
 
 class _OfThread(native_local):  # type: ignore[misc]
+    """The ambient loop of an OS thread, and the one before it, while that is being shut down."""
+
     loop: AmbientEventLoop | None = None
+    ending: AmbientEventLoop | None = None
 
 
 _of_thread = _OfThread()
 _hooks_registered = False
+_ending_by_sigterm: Any = None
 
 
 def get_ambient_loop() -> AmbientEventLoop:
     """Return the ambient loop of this OS thread; make it if there is none. Does not block."""
     loop = _of_thread.loop
-    if loop is not None and loop._served.loop is not None:
+    if loop is not None and loop._served.loop is not None and not loop._greenlet.dead:
         return loop
     hub = get_hub_if_exists() or make_hub()
     if loop is not None:
-        _abandon(loop)  # somebody has destroyed the hub below it
+        _abandon(loop)  # somebody has destroyed the hub below it, or killed it before it began
     _register_hooks()
     loop = _of_thread.loop = AmbientEventLoop()
     loop.start(hub)
@@ -162,7 +184,7 @@ def shutdown() -> None:
 
     Blocks the greenlet. From any greenlet but the hub; each OS thread shuts down its own.
     """
-    loop = _of_thread.loop
+    loop = _of_thread.loop or _of_thread.ending
     if loop is None:
         return
     if getcurrent() is get_hub_if_exists():
@@ -182,12 +204,16 @@ def shutdown() -> None:
 def _end(loop: AmbientEventLoop) -> None:
     if loop.is_closed():
         return
-    if loop._served.loop is None:
+    if loop._served.loop is None or (loop._greenlet.dead and not loop._ended.is_set()):
         _abandon(loop)
         return
     _forget(loop)
+    portal = portals.get(getcurrent())
+    if portal is not None and portal.loop is loop:
+        portal.release()  # this greenlet cannot end the block in which it is
     if not loop._is_ending:
         loop._is_ending = True
+        _of_thread.ending = loop
         if loop.is_running():
             loop._async.ref = True  # somebody waits for it now
             loop.stop()
@@ -198,6 +224,15 @@ def _end(loop: AmbientEventLoop) -> None:
 def _forget(loop: AmbientEventLoop) -> None:
     if _of_thread.loop is loop:
         _of_thread.loop = None
+
+
+def _release_waiting(loop: AmbientEventLoop) -> None:
+    # Greenlets that wait for it, or are in a block of its context managers, hear no more of it.
+    for guest in loop._guests:
+        guest.done = True
+    for portal in portals.values():
+        if portal.loop is loop:
+            portal.release()
 
 
 def _abandon(loop: AmbientEventLoop) -> None:
@@ -214,7 +249,6 @@ def _register_hooks() -> None:
     global _hooks_registered
     if not _hooks_registered:
         _hooks_registered = True
-        atexit.register(_at_exit)
         os.register_at_fork(after_in_child=_after_in_child)
     if get_ident() == MAIN_THREAD_IDENT and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         try:
@@ -224,36 +258,51 @@ def _register_hooks() -> None:
 
 
 def _at_exit() -> None:
-    # More than one, if the clean-up of its tasks calls async code.
-    while (loop := _of_thread.loop) is not None:
+    is_first = True
+    while (loop := _of_thread.loop or _of_thread.ending) is not None:
+        if not (is_first or loop._is_ending):
+            # Of the clean-up of greenlets that waited for the first one: let it end.
+            ends = monotonic() + CLEAN_UP_SECONDS
+            while loop._guests and monotonic() < ends:
+                gevent.sleep(0.001)
+            _release_waiting(loop)
+        is_first = False
         _end(loop)
+    if _ending_by_sigterm is not None and getcurrent() is not _ending_by_sigterm:
+        _ending_by_sigterm.join()
+
+
+# Now, so that it comes after what programs register once they have imported this.
+atexit.register(_at_exit)
 
 
 def _on_sigterm(signum: int, frame: Any) -> None:
+    global _ending_by_sigterm
     # From now on the system does what it does: a second one ends the process at once.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     hub = get_hub_if_exists()
     if hub is None or hub.loop is None:
         os.kill(os.getpid(), signal.SIGTERM)
         return
-    ending = gevent.spawn(_end_by_sigterm)
+    _ending_by_sigterm = gevent.spawn(_end_by_sigterm)
     if getcurrent() is not hub:
-        ending.join()  # or a program that computes, and never waits, would not end
+        _ending_by_sigterm.join()  # or a program that computes, and never waits, would not end
 
 
 def _end_by_sigterm() -> None:
     loop = _of_thread.loop
     if loop is not None:
-        # Greenlets that wait for it end with the process, as they do without a handler. The main
-        # one would print that it was cancelled, and end the process before this does.
-        for guest in loop._guests:
-            guest.done = True
+        # They end with the process, as they do without a handler. The main greenlet would print
+        # that it was cancelled, and end the process before this does.
+        _release_waiting(loop)
     try:
-        _at_exit()
+        with gevent.Timeout(TERM_SECONDS, False):
+            _at_exit()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
     finally:
         os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(128 + signal.SIGTERM)  # the first process of a container is not ended by that
 
 
 def _after_in_child() -> None:
@@ -268,3 +317,7 @@ def _after_in_child() -> None:
         for task in _compat.all_tasks(loop):
             task._log_destroy_pending = False
         loop._closed = True
+        for greenlet, portal in [*portals.items()]:
+            if portal.loop is loop:
+                portal.ended = True
+                del portals[greenlet]

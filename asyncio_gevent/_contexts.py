@@ -17,6 +17,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
+from gevent import GreenletExit, Timeout
 from gevent.hub import Waiter
 from greenlet import getcurrent
 
@@ -80,6 +81,7 @@ class _HeldGreenlet(GreenletCall):
     Attributes:
         entered: what ``__enter__`` has returned.
         thrown: what was thrown into the greenlet while it waited; the block is to raise it.
+        is_cancelled: the task was cancelled for that.
         cancelled: the task was cancelled just when ``__enter__`` returned.
     """
 
@@ -93,7 +95,7 @@ class _HeldGreenlet(GreenletCall):
         self._hub = hub
         self._waiter: Any = None
         self._left: _Exception | None = None
-        self._is_cancel_due = False
+        self.is_cancelled = False
 
     def _hold(self, manager: Any) -> bool:
         # In the greenlet.
@@ -108,8 +110,7 @@ class _HeldGreenlet(GreenletCall):
                 waiter.get()
             except BaseException as error:
                 if self._left is None and self.thrown is None:
-                    self._is_cancel_due = True
-                    call_in_loop(self.loop, self.task.cancel)
+                    call_in_loop(self.loop, self._cancel_block)
                 self.thrown = error
         exception = self._left
         if self.thrown is not None:
@@ -120,19 +121,23 @@ class _HeldGreenlet(GreenletCall):
             if error is exception[1]:
                 return False
             raise
+        finally:
+            exception = self._left = _NOTHING  # no cycle through the traceback
+
+    def _cancel_block(self) -> None:
+        # In the loop.
+        if self._left is None:  # else the block has just ended
+            self.is_cancelled = True
+            self.task.cancel()
 
     def _cancelled(self, error: CancelledError) -> None:
-        if self._is_cancel_due:
-            self._is_cancel_due = False  # by `_hold`, and the block had just ended
-        elif self.is_paused:
+        if self.is_paused:
             self.cancelled = error
         else:
             super()._cancelled(error)
 
     async def leave(self, exception: _Exception) -> bool:
         """End the block, with this exception; return whether it was handled."""
-        if isinstance(exception[1], CancelledError):
-            self._is_cancel_due = False
         self._left = exception
         self.is_paused = False
         self._hub.loop.run_callback(self._waiter.switch, None)
@@ -172,12 +177,15 @@ class _AsyncContext(AbstractAsyncContextManager[_T, bool]):
     ) -> bool:
         held, self._held = self._held, None
         assert held is not None
-        is_handled = await held.leave((kind, error, traceback))
-        thrown, held.thrown = held.thrown, None
+        task = held.task
+        try:
+            is_handled = await held.leave((kind, error, traceback))
+        finally:
+            thrown, held.thrown = held.thrown, None
+            if sys.version_info >= (3, 11) and held.is_cancelled:
+                task.uncancel()
         if thrown is None:
             return is_handled
-        if sys.version_info >= (3, 11):
-            held.task.uncancel()
         if is_handled:
             return True
         try:
@@ -222,6 +230,7 @@ class _HeldTask(Portal):
         self.left: _Exception = _NOTHING
         self._hub = hub
         self._greenlet = getcurrent()
+        self._is_released = False
 
     async def hold(self, manager: Any, end: Reply) -> bool:
         self.task = asyncio.current_task()
@@ -232,8 +241,19 @@ class _HeldTask(Portal):
         await self.serve()
         return bool(await leave(manager, *self.left))
 
+    _convert = staticmethod(as_exit)
+
+    def release(self) -> None:
+        """Let the block end in the task when that is cancelled, without the greenlet."""
+        self._is_released = True
+
+    async def _serve_request(self, awaitable: Any, reply: Reply) -> None:
+        await super()._serve_request(awaitable, reply)
+        if self._is_released and not self.ended:
+            self.end((CancelledError, CancelledError(), None))
+
     def _cancelled(self, error: CancelledError) -> None:
-        if self._greenlet.dead:
+        if self._greenlet.dead or self._is_released:
             self.end((CancelledError, error, error.__traceback__))
         else:
             self._hub.loop.run_callback(self._throw, error)
@@ -281,6 +301,8 @@ class _SyncContext(AbstractContextManager[_T, bool]):
                 held.end((type(error), error, error.__traceback__))
                 wait_for_call(loop, held.call)
             else:
+                # It may still be entered, if nobody waits for its clean-up: it is left then.
+                held.end((type(error), error, error.__traceback__))
                 end.close()
             raise
         self._outer = portals.get(held._greenlet)
@@ -302,15 +324,22 @@ class _SyncContext(AbstractContextManager[_T, bool]):
             # To asyncio it is what asyncio has raised in the task.
             cause = error.__cause__
             exception = CancelledError, cause, cause.__traceback__
+        elif isinstance(error, (GreenletExit, Timeout)) and not isinstance(error, Exception):
+            # A kill on this side is a cancel on the other. A TaskGroup knows nothing else.
+            cause = CancelledError()
+            cause.__cause__ = error
+            exception = CancelledError, cause, error.__traceback__
         held, self._held = self._held, None
         try:
             if held is None:
                 manager, self._entered = self._entered, None
                 return bool(await_(type(manager).__aexit__(manager, *exception)))
             if self._outer is None:
-                del portals[held._greenlet]
+                portals.pop(held._greenlet, None)
             else:
                 portals[held._greenlet], self._outer = self._outer, None
+            if held.loop.is_closed() and not held.call.is_settled():
+                return False  # in a forked child: the parent leaves it
             held.end(exception)
             return bool(wait_for_call(held.loop, held.call))
         except BaseException as raised:

@@ -102,6 +102,11 @@ def sync_to_async(
             f"{fn!r} is a coroutine function, which sync_to_async is not for: `await "
             f"{describe(fn)}(...)`, or in a greenlet `async_to_sync({describe(fn)})(...)`"
         )
+    if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+        raise TypeError(
+            f"{fn!r} is a generator function, which is not awaited but iterated over: `async for "
+            f"item in async_iter({describe(fn)}(...))`"
+        )
     if not autostart_greenlet:
         raise ValueError(
             "autostart_greenlet=False, so that nobody could ever start the greenlet: use "

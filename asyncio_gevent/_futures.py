@@ -425,6 +425,12 @@ def spawn(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> Gr
 
     Does not block. From any greenlet of any OS thread.
     """
+    if asyncio.iscoroutine(function):
+        function.close()
+        raise TypeError(
+            f"{function!r} is a coroutine, not a function: `spawn(await_, "
+            f"{describe(function)}(...))`, or in a coroutine `asyncio.create_task(...)`"
+        )
     if asyncio.iscoroutinefunction(function):
         raise TypeError(
             f"{function!r} is a coroutine function: `asyncio.create_task({describe(function)}"

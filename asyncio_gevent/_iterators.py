@@ -7,6 +7,8 @@ does.
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -98,6 +100,8 @@ def async_iter(iterable: Iterable[_T]) -> AsyncIterator[_T]:
             f"{iterable!r} is an async iterable already: `async for item in iterable`, or in a "
             "greenlet `for item in sync_iter(iterable)`"
         )
+    if inspect.isgeneratorfunction(iterable):
+        raise TypeError(f"call it: `async_iter({iterable.__name__}(...))`")
     if isinstance(iterable, Generator):
         return _AsyncGenerator(iterable)
     return _AsyncIterator(iter(iterable))
@@ -166,9 +170,16 @@ def sync_iter(iterable: AsyncIterable[_T]) -> Iterator[_T]:
     Raises:
         TypeError: it is not an async iterable.
 
-    Each step blocks the greenlet.
+    Each step blocks the greenlet. Below a task all steps are taken in that task. Elsewhere each
+    is a task of its own: around an async generator that has a time limit or a ``TaskGroup`` around
+    its ``yield``, put ``with sync_context(aclosing(generator))``, which gives it one task.
     """
     if not isinstance(iterable, AsyncIterable):
+        if asyncio.iscoroutine(iterable):
+            iterable.close()
+            raise TypeError(f"{iterable!r} is no async iterable but a coroutine: use `await_()`")
+        if callable(iterable):
+            raise TypeError(f"{iterable!r} is not an async iterable: call it, if it returns one")
         raise TypeError(
             f"{iterable!r} is not an async iterable: `for item in iterable`, or in a coroutine "
             "`async for item in async_iter(iterable)`"

@@ -135,9 +135,17 @@ class Portal:
             return reply.value
         reply.error = None
         try:
-            raise error
+            raise self._convert(error)
         finally:
             del error
+
+    @staticmethod
+    def _convert(error: BaseException) -> BaseException:
+        """Return what the greenlet raises for this exception of the task."""
+        return error
+
+    def release(self) -> None:
+        """The greenlet takes no part any more; see `_HeldTask`."""
 
     def notify(self) -> None:
         """Let the task go on."""

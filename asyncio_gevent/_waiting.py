@@ -194,7 +194,11 @@ def check_awaitable(awaitable: Any, name: str) -> None:
                 f"function again, `{name}({describe(awaitable)}(...))`"
             )
     elif not isawaitable(awaitable):
-        if asyncio.iscoroutinefunction(awaitable):
+        if isinstance(awaitable, gevent.Greenlet):
+            remedy = "in a greenlet wait for it by `greenlet.get()`, in a coroutine " + (
+                "`await greenlet_to_future(greenlet)`"
+            )
+        elif asyncio.iscoroutinefunction(awaitable):
             remedy = f"call it: `{name}({describe(awaitable)}(...))`"
         elif callable(awaitable):
             remedy = "only the result of an `async def` function can be awaited: call this directly"
@@ -386,6 +390,7 @@ class Call(Coroutine[Any, Any, None]):
             return self._steps.send(value)
         except StopIteration as stop:
             self._note_context()
+            self.task = None  # no cycle: the task refers to this
             self._reply.succeed(stop.value)
             raise
         except BaseException as error:
@@ -397,6 +402,7 @@ class Call(Coroutine[Any, Any, None]):
             return self._steps.throw(*args)
         except StopIteration as stop:
             self._note_context()
+            self.task = None
             self._reply.succeed(stop.value)
             raise
         except BaseException as error:
@@ -417,6 +423,10 @@ class Call(Coroutine[Any, Any, None]):
         self.task = None  # a cancelled task keeps its exception, and that this frame
         if isinstance(error, CancelledError):
             raise error  # the task is a cancelled one
+
+    def is_settled(self) -> bool:
+        """Whether the outcome is there."""
+        return self._reply.done
 
     def is_for(self, reply: Reply) -> bool:
         """Whether this is the reply that the outcome goes to."""
@@ -494,7 +504,9 @@ def start_call(loop: Any, awaitable: Any, reply: Reply, shares_context: bool = T
 
 def _start(loop: Any, call: Call, context: contextvars.Context) -> None:
     try:
-        call.task = context.run(loop.create_task, call)
+        task = context.run(loop.create_task, call)
+        if not call._reply.done:  # an eager one may have ended
+            call.task = task
     except BaseException as error:
         call._reply.fail(error)
         call._steps.close()
@@ -502,10 +514,9 @@ def _start(loop: Any, call: Call, context: contextvars.Context) -> None:
 
 
 def _cancel(loop: Any, call: Call) -> None:
-    if is_own_thread(loop) and call.task is not None:
-        call.task.cancel()
-    else:
-        call_in_loop(loop, _cancel_here, call)
+    # After its first step, in any case: a coroutine that has not begun leaves others that it was
+    # to await, and they complain of that.
+    call_in_loop(loop, _cancel_here, call)
 
 
 def _cancel_here(call: Call) -> None:
@@ -689,6 +700,7 @@ def drive(steps: Any, first: Any, loop: Any, task: Any) -> Any:
             raise
         finally:
             del failure
+            thrown = None
     try:
         raise injected
     finally:
@@ -733,4 +745,7 @@ def _wait_in_step(
             future.exception()  # or it would be logged as never retrieved
     elif failure is None:
         failure = CancelledError()
-    return failure, injected
+    try:
+        return failure, injected
+    finally:
+        del failure, injected  # no cycle through the traceback

@@ -730,6 +730,11 @@ class Machine(RuleBasedStateMachine):
                 self.bridges.remove(bridge)
                 self.over.append(bridge)
 
+    def _loosen(self, bridge: Bridge) -> None:
+        # While the loop is stopped nobody waits for clean-up in it: the frames above end first.
+        if self.stopped and bridge.loop is self.loop:
+            bridge.loose = True
+
     def _make(self, chain: Chain, own_loop: bool) -> Bridge:
         if own_loop:
             if self.loop is None:
@@ -794,6 +799,7 @@ class Machine(RuleBasedStateMachine):
     )
     def interrupt(self, index: int, interruptions: list[tuple[int, str]], again: bool) -> None:
         bridge = self._pick(index)
+        self._loosen(bridge)
         for frame, how in interruptions + interruptions[-1:] * again:
             bridge.interrupt(frame % len(bridge.frames), EXCEPTIONS[how]())
             self._rest()
@@ -802,6 +808,7 @@ class Machine(RuleBasedStateMachine):
     @rule(index=INDEX, frame=FRAME)
     def time_out(self, index: int, frame: int) -> None:
         bridge = self._pick(index)
+        self._loosen(bridge)
         bridge.time_out(frame % len(bridge.frames))
         self._rest()
 
