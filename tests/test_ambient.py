@@ -265,6 +265,10 @@ ALL = ["task cleaned up", "generator closed", "thread done"]
         ("fork in a view", 0, ["child 7"], []),
         ("clean-up that calls", 0, [], ["sync in async: 42", "greenlet: 42"]),
         ("waiting greenlet", 0, [], ["waiting greenlet: CancelledExit"]),
+        ("shutdown under way", 0, [], []),
+        ("sigterm in a block", -15, [], ["left by CancelledError"]),
+        ("greenlet that tries for ever", 0, [], ["cancelled"]),
+        ("clean-up of a greenlet", 0, [], ["greenlet cleaned up"]),
     ],
 )
 def test_the_end_of_the_process(how: str, status: int, before: list[str], after: list[str]) -> None:

@@ -8,6 +8,7 @@ import contextvars
 import gc
 import sys
 import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -254,8 +255,6 @@ def test_no_reference_cycles(served: dict[str, Any]) -> None:
     class Thing:
         pass
 
-    import weakref
-
     def fail() -> Any:
         thing = Thing()
         note = weakref.ref(thing)
@@ -481,6 +480,152 @@ def test_a_shared_future_can_be_shielded(served: dict[str, Any]) -> None:
     assert not future.done()
     loop.call_soon_threadsafe(future.set_result, 1)
     assert await_(future) == 1
+
+
+@pytest.mark.parametrize("where", ["greenlet", "thread"])
+def test_a_timeout_while_the_loop_is_stopped(where: str) -> None:
+    """Nobody waits for the clean-up in a loop that may never run again."""
+    loop = asyncio_gevent.new_event_loop()
+    if where == "thread":
+        thread = NativeThread(loop.run_forever)
+        join: Any = thread.join
+    else:
+        join = gevent.spawn(loop.run_forever).get
+    slow = Slow()
+
+    def call() -> None:
+        with pytest.raises(gevent.Timeout):
+            with gevent.Timeout(0.05):
+                await_(slow(), loop=loop)
+
+    greenlet = gevent.spawn(call)
+    until_in_greenlet(lambda: slow.events)
+    loop.call_soon_threadsafe(loop.stop)
+    join()
+    greenlet.get()
+    loop.run_until_complete(asyncio.sleep(0.01))
+    assert slow.events == ["begun", "cleaned up"]
+    loop.close()
+
+
+def test_a_call_that_is_left_alone_has_a_context_of_its_own() -> None:
+    released = []
+
+    async def goes_on() -> None:
+        while not released:
+            await asyncio.sleep(0)
+        variable.set("its")
+
+    def body() -> None:
+        variable.set("mine")
+        with pytest.raises(gevent.Timeout):
+            with gevent.Timeout(0.01):
+                asyncio_gevent.async_to_sync(goes_on, autocancel_future=False)()
+        released.append(True)
+        for _ in range(5):
+            await_(asyncio.sleep(0))
+        assert variable.get() == "mine"
+
+    gevent.spawn(body).get()
+
+
+def test_a_cancel_while_a_timeout_cleans_up() -> None:
+    """The last one counts, as from any call that blocks."""
+    events: list[str] = []
+
+    async def slow() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            events.append("cleaning")
+            await asyncio.Event().wait()
+
+    async def body() -> None:
+        with gevent.Timeout(0.01, False):
+            await_(slow())
+        events.append("went on")
+
+    async def main() -> None:
+        task = asyncio.ensure_future(body())
+        while not events:
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert events == ["cleaning"]
+
+    asyncio_gevent.run(main())
+
+
+def test_a_result_is_not_kept() -> None:
+    class Result:
+        pass
+
+    async def new() -> Any:
+        return Result()
+
+    await_(new())
+    gc.collect()
+    gc.disable()
+    try:
+        note = weakref.ref(await_(new()))
+        gevent.sleep(0)
+        assert note() is None
+    finally:
+        gc.enable()
+
+
+def test_a_future_of_a_thread_that_has_ended() -> None:
+    """To cancel it works; nobody else could end it."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        greenlets: list[Any] = []
+        futures: list[Any] = []
+        begun = gevent.event.Event()
+
+        def thread() -> None:
+            greenlets.append(gevent.spawn(gevent.sleep, 3600))
+            loop.call_soon_threadsafe(begun.set)
+            while not futures:
+                gevent.sleep(0.001)
+
+        native = NativeThread(thread)
+        begun.wait()
+        futures.append(asyncio_gevent.greenlet_to_future(greenlets[0]))
+        native.join()
+        assert futures[0].cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await futures[0]
+
+    asyncio_gevent.run(main())
+
+
+@pytest.mark.skipif(not PATCHED, reason="asyncio's own loop stops the hub without patching")
+def test_asyncios_own_loop_in_another_greenlet() -> None:
+    """It is the running loop of the thread, but not of a greenlet that is not below it."""
+    loop = asyncio.SelectorEventLoop()
+    release = gevent.event.Event()
+
+    async def main() -> None:
+        assert await sync_to_async(lambda: await_(give(1)))() == 1
+        task = asyncio.current_task()
+        assert await sync_to_async(lambda: await_(current()))() is task
+        while not release.is_set():
+            await asyncio.sleep(0)
+
+    async def current() -> Any:
+        return asyncio.current_task()
+
+    server = gevent.spawn(loop.run_until_complete, main())
+    gevent.sleep(0)
+    for _ in range(3):
+        assert await_(give(1)) == 1
+        assert await_(give(1, turns=0)) == 1
+    assert spawn(lambda: await_(give(2))).get() == 2
+    release.set()
+    server.get()
+    loop.close()
 
 
 # --- below a task -------------------------------------------------------------------------------
@@ -822,6 +967,7 @@ def caller(request: pytest.FixtureRequest) -> Callable[[Callable[[], Any]], Any]
         (give, "call it: `await_(give(...))`"),
         (len, "call this directly"),
         (None, "await_(function"),
+        (gevent.Greenlet(int), "greenlet_to_future"),
     ],
 )
 def test_not_awaitable(caller: Any, thing: Any, remedy: str) -> None:

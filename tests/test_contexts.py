@@ -424,6 +424,92 @@ def test_the_task_of_a_block_is_not_that_of_other_greenlets() -> None:
         assert gevent.spawn(await_, current()).get() is not mine
 
 
+@needs_timeout
+def test_a_kill_of_a_task_group(call: Any) -> None:
+    """What is thrown into the greenlet is raised by the block, not wrapped in a group."""
+
+    def body() -> None:
+        with pytest.raises(gevent.Timeout) as caught:
+            with gevent.Timeout(0.01) as timeout:
+                with sync_context(lambda: asyncio.TaskGroup()):
+                    gevent.sleep(3600)
+        assert caught.value is timeout
+
+    call(body)
+
+
+def test_killed_twice_while_it_is_being_entered() -> None:
+    """It may still be entered then, and is left."""
+    events: list[str] = []
+    release = []
+
+    class Manager:
+        async def __aenter__(self) -> None:
+            try:
+                events.append("entering")
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                while not release:
+                    await asyncio.sleep(0)
+            events.append("entered")
+
+        async def __aexit__(self, *_: Any) -> None:
+            events.append("left")
+
+    def body() -> None:
+        with sync_context(Manager()):
+            events.append("body")
+
+    greenlet = gevent.spawn(body)
+    until_in_greenlet(lambda: events)
+    greenlet.kill(block=False)
+    gevent.sleep(0)
+    greenlet.kill()
+    release.append(True)
+    until_in_greenlet(lambda: "left" in events)
+    assert events == ["entering", "entered", "left"]
+
+
+def test_a_cancel_while_a_timeout_leaves() -> None:
+    """It is not taken for the one that the timeout has caused."""
+
+    class Manager:
+        def __enter__(self) -> Any:
+            self.timeout = gevent.Timeout.start_new(0.01)
+
+        def __exit__(self, *_: Any) -> None:
+            self.timeout.close()
+            left.append(True)
+            gevent.event.Event().wait()
+
+    left: list[bool] = []
+
+    async def body() -> None:
+        with contextlib.suppress(KeyError):
+            async with async_context(Manager()):
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    raise KeyError from None
+
+    async def main() -> None:
+        task = asyncio.ensure_future(body())
+        await until(lambda: left)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run(main())
+
+
+def test_shutdown_in_a_block() -> None:
+    """The greenlet that shuts the loop down is not cancelled by that."""
+    log = Log()
+    with sync_context(log.async_manager()):
+        asyncio_gevent.shutdown()
+        assert log == ["entered", "CancelledError", "left"]
+
+
 def test_a_lock_of_asyncio() -> None:
     lock: asyncio.Lock = await_(new_lock())
     inside = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import inspect
 import sys
@@ -20,6 +21,7 @@ import asyncio_gevent
 from asyncio_gevent import _portals, async_to_sync, await_, sync_to_async
 
 run = asyncio_gevent.run
+variable: contextvars.ContextVar[Any] = contextvars.ContextVar("variable", default=None)
 
 
 class Error(Exception):
@@ -295,8 +297,10 @@ def test_cancel_before_it_begins() -> None:
 
 
 def test_cancel_while_it_ends() -> None:
+    """A cancel that is taken is not lost, though the function cannot hear of it any more."""
+
     async def main() -> None:
-        for turns in range(4):
+        for turns in range(5):
             event = gevent.event.Event()
             task = asyncio.ensure_future(sync_to_async(give)(1, event=event))
             await asyncio.sleep(0)
@@ -304,14 +308,159 @@ def test_cancel_while_it_ends() -> None:
             event.set()
             for _ in range(turns):
                 gevent.sleep(0)
+            if task.cancel():
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            else:
+                assert await task == 1
+            assert await sync_to_async(give)(turns) == turns
+
+    run(main())
+
+
+def test_cancel_by_a_function_that_does_not_block() -> None:
+    """It comes in the last stretch of the function: Ctrl-C does."""
+
+    async def main() -> None:
+        task: Any = asyncio.current_task()
+        function = sync_to_async(lambda: task.get_loop().call_soon_threadsafe(task.cancel))
+        with pytest.raises(asyncio.CancelledError):
+            await function()
+            await asyncio.sleep(0)
+
+    with pytest.raises(asyncio.CancelledError):
+        run(cancelled_by(main()))
+
+
+async def cancelled_by(coroutine: Any) -> None:
+    await coroutine
+    raise asyncio.CancelledError
+
+
+def test_cancel_between_a_request_and_the_task() -> None:
+    """The function has called await_(), and its task has not seen that yet."""
+
+    async def main() -> None:
+        for autokill in (True, False):
+            heard: list[Any] = []
+
+            def function() -> None:
+                heard.append("begun")
+                try:
+                    await_(asyncio.sleep(3600))
+                except BaseException as error:
+                    heard.append(type(error))
+
+            call = sync_to_async(function, autokill_greenlet=autokill)
+            task = asyncio.ensure_future(call())
+            while not heard:
+                await asyncio.sleep(0)
             task.cancel()
+            await asyncio.wait([task])
+            assert heard[1:] == [asyncio.CancelledError]
+
+    run(main())
+
+
+def test_a_worker_that_is_killed_before_it_begins() -> None:
+    """By a program that kills all greenlets, say."""
+    import gc
+
+    def kill_all() -> None:
+        for each in gc.get_objects():
+            if isinstance(each, _portals.Worker) and not each.dead:
+                each.kill(block=False)
+
+    async def main() -> None:
+        for is_pooled in (False, True):
+            _portals._pool.workers.clear()
+            if is_pooled:
+                await sync_to_async(give)(1)
+            task = asyncio.ensure_future(sync_to_async(give)(1))
+            await asyncio.sleep(0)
+            kill_all()
             try:
                 assert await task == 1
             except asyncio.CancelledError:
                 pass
-            assert await sync_to_async(give)(turns) == turns
+            kill_all()
+            gevent.sleep(0)
+            assert await sync_to_async(give)(2) == 2
 
     run(main())
+
+
+def test_a_function_that_is_left_alone_has_a_context_of_its_own() -> None:
+    event = gevent.event.Event()
+    done = []
+
+    def function() -> None:
+        event.wait()
+        variable.set("its")
+        done.append(True)
+
+    async def main() -> None:
+        variable.set("mine")
+        task = asyncio.ensure_future(body())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        task.cancel()
+        assert await task == "mine"
+
+    async def body() -> Any:
+        try:
+            await sync_to_async(function, autokill_greenlet=False)()
+        except asyncio.CancelledError:
+            event.set()
+            await until(lambda: done)
+        return variable.get()
+
+    run(main())
+
+
+def test_await_in_a_context_of_its_own() -> None:
+    """In a Context.run() the coroutine sees the variables of that."""
+
+    async def read() -> Any:
+        await asyncio.sleep(0)
+        return variable.get()
+
+    def function() -> Any:
+        variable.set("outer")
+        context = contextvars.copy_context()
+        context.run(variable.set, "inner")
+        return context.run(lambda: await_(read())), await_(read())
+
+    async def main() -> None:
+        assert await sync_to_async(function)() == ("inner", "outer")
+
+    run(main())
+
+
+def test_a_timeout_of_asyncio_around_another_loop() -> None:
+    loop = asyncio_gevent.new_event_loop()
+    server = gevent.spawn(loop.run_forever)
+
+    async def main() -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(in_step(), 0.01)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(sync_to_async(elsewhere)(), 0.01)
+        if sys.version_info >= (3, 11):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    elsewhere()
+
+    async def in_step() -> None:
+        elsewhere()
+
+    def elsewhere() -> None:
+        await_(asyncio.sleep(3600), loop=loop)
+
+    run(main())
+    loop.call_soon(loop.stop)
+    server.get()
+    loop.close()
 
 
 def test_cancel_twice_while_it_cleans_up() -> None:
@@ -621,6 +770,10 @@ async def generate() -> Any:
     yield 1
 
 
+def numbers() -> Any:
+    yield 1
+
+
 def test_sync_to_async_of_something_else() -> None:
     for thing in (give_async, functools.partial(give_async, 1)):
         with pytest.raises(TypeError, match=r"is a coroutine function.*async_to_sync"):
@@ -628,6 +781,8 @@ def test_sync_to_async_of_something_else() -> None:
     for thing in (3, "x"):
         with pytest.raises(TypeError, match="takes a function"):
             sync_to_async(thing)
+    with pytest.raises(TypeError, match=r"async_iter\(numbers\(\.\.\.\)\)"):
+        sync_to_async(numbers)
     with pytest.raises(TypeError, match="put @classmethod above @sync_to_async"):
         sync_to_async(classmethod(give))
     with pytest.raises(ValueError, match="nobody could ever start"):

@@ -515,6 +515,10 @@ def test_a_greenlet_has_no_running_loop() -> None:
 def test_spawn_of_a_coroutine_function() -> None:
     with pytest.raises(TypeError, match=r"spawn\(await_, give_async\(\.\.\.\)\)"):
         spawn(give_async, 1)
+    coroutine = give_async(1)
+    with pytest.raises(TypeError, match=r"spawn\(await_, give_async\(\.\.\.\)\)"):
+        spawn(coroutine)  # type: ignore[arg-type]
+    assert coroutine.cr_frame is None
     with pytest.raises(TypeError):
         spawn(3)  # type: ignore[arg-type]
     assert spawn(await_, give_async(1)).get() == 1

@@ -320,3 +320,9 @@ def test_bad_input() -> None:
         async_iter(3)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="is not an async iterable"):
         sync_iter(async_echo)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match=r"call it: `async_iter\(echo\(\.\.\.\)\)`"):
+        async_iter(echo)  # type: ignore[call-overload]
+    coroutine = until(lambda: True)
+    with pytest.raises(TypeError, match=r"use `await_\(\)`"):
+        sync_iter(coroutine)  # type: ignore[call-overload]
+    assert coroutine.cr_frame is None

@@ -184,5 +184,46 @@ elif how == "waiting greenlet":
     waiting = gevent.spawn(lambda: await_(asyncio.sleep(3600)))
     waiting.link(lambda greenlet: print("waiting greenlet:", type(greenlet.value).__name__))
     gevent.sleep(0)
+elif how == "shutdown under way":
+    gevent.spawn(asyncio_gevent.shutdown)
+    gevent.sleep(0)
+elif how == "sigterm in a block":
+
+    class Manager:
+        async def __aenter__(self):
+            pass
+
+        async def __aexit__(self, kind, *_):
+            sys.stdout.write(f"left by {kind.__name__}\n")
+
+    with asyncio_gevent.sync_context(Manager()):
+        gevent.spawn(os.kill, os.getpid(), signal.SIGTERM)
+        await_(asyncio.sleep(3600))
+elif how == "greenlet that tries for ever":
+
+    def try_for_ever():
+        while True:
+            try:
+                await_(asyncio.sleep(3600))
+            except asyncio.CancelledError:
+                sys.stdout.write("cancelled\n")
+
+    asyncio_gevent._ambient.CLEAN_UP_SECONDS = 0.1
+    gevent.spawn(try_for_ever)
+    gevent.sleep(0)
+elif how == "clean-up of a greenlet":
+
+    async def clean_up_slowly():
+        await asyncio.sleep(0.01)
+        sys.stdout.write("greenlet cleaned up\n")
+
+    def greenlet():
+        try:
+            await_(asyncio.sleep(3600))
+        finally:
+            await_(clean_up_slowly())
+
+    gevent.spawn(greenlet)
+    gevent.sleep(0)
 elif how not in ("end", "main greenlet"):
     raise SystemExit(f"unknown: {how}")
