@@ -230,7 +230,7 @@ def _release_waiting(loop: AmbientEventLoop) -> None:
     # Greenlets that wait for it, or are in a block of its context managers, hear no more of it.
     for guest in loop._guests:
         guest.done = True
-    for portal in portals.values():
+    for portal in [*portals.values()]:
         if portal.loop is loop:
             portal.release()
 

@@ -763,6 +763,24 @@ def test_a_loop() -> None:
     loop.close()
 
 
+def test_a_decorator_of_sync_functions_on_async_ones() -> None:
+    """What greenback's users know as decorate_as_sync()."""
+    calls = []
+
+    async def double(number: int) -> int:
+        await asyncio.sleep(0)
+        calls.append(asyncio.current_task())
+        return 2 * number
+
+    cached = sync_to_async(functools.lru_cache(async_to_sync(double)))
+
+    async def main() -> None:
+        assert [await cached(n) for n in (1, 2, 1)] == [2, 4, 2]
+        assert calls == [asyncio.current_task()] * 2
+
+    run(main())
+
+
 # --- bad input ----------------------------------------------------------------------------------
 
 
