@@ -31,7 +31,7 @@ from asyncio_gevent import _compat
 from asyncio_gevent._compat import cancel_all_tasks, get_hub_if_exists
 from asyncio_gevent._event_loop import EventLoop
 from asyncio_gevent._originals import get_ident, native_local
-from asyncio_gevent._portals import portals
+from asyncio_gevent._portals import find_portal, portals
 from asyncio_gevent._runners import find_owner
 from asyncio_gevent._threads import at_thread_end, make_hub
 from asyncio_gevent.exceptions import BlockingCallError
@@ -83,6 +83,9 @@ class AmbientEventLoop(EventLoop):
         super()._attach()
         self._async.ref = self._is_ending or bool(self._guests)
 
+    def _will_run(self) -> bool:
+        return not (self._closed or self._greenlet.dead)
+
     def _add_guest(self, guest: Any) -> None:
         guests = self._guests
         if not guests and self._async is not None:
@@ -99,8 +102,15 @@ class AmbientEventLoop(EventLoop):
         """Have the hub run it. Does not block."""
         self._greenlet = gevent.Greenlet(self._serve)
         self._greenlet.name = "asyncio_gevent-ambient-loop"
+        self._greenlet.rawlink(self._note_death)
         self._greenlet.start()
         self._served = hub
+
+    def _note_death(self, greenlet: Any) -> None:
+        # In the hub. Somebody has killed all greenlets there are, and this before it could begin.
+        if not (self._ended.is_set() or self.is_closed()):
+            _abandon(self)
+            self._ended.set()
 
     def _serve(self) -> None:
         # In a greenlet of its own, until `shutdown` stops the loop.
@@ -118,6 +128,7 @@ class AmbientEventLoop(EventLoop):
             if not self.is_closed():  # it is, if its hub was destroyed
                 _forget(self)
                 self._is_ending = True
+                _of_thread.ending = self
                 try:
                     self._shut_down()
                 finally:
@@ -192,6 +203,10 @@ def shutdown() -> None:
             "asyncio_gevent.shutdown() cannot be called in the hub, which all greenlets wait "
             "for: use `gevent.spawn(asyncio_gevent.shutdown)`"
         )
+    if loop._is_ending:
+        portal = find_portal()
+        if portal is not None and portal.loop is loop and portals.get(getcurrent()) is not portal:
+            return  # part of a task's clean-up, which the loop waits for
     if _compat.get_running_loop() is loop:
         raise RuntimeError(
             "asyncio_gevent.shutdown() was called in a coroutine or callback of the loop that it "
@@ -238,6 +253,8 @@ def _release_waiting(loop: AmbientEventLoop) -> None:
 def _abandon(loop: AmbientEventLoop) -> None:
     # Its hub is gone, and with it everything that its tasks waited for.
     _forget(loop)
+    if _of_thread.ending is loop:
+        _of_thread.ending = None
     for task in _compat.all_tasks(loop):
         task._log_destroy_pending = False
     loop._thread_id = None
@@ -290,11 +307,11 @@ def _on_sigterm(signum: int, frame: Any) -> None:
 
 
 def _end_by_sigterm() -> None:
-    loop = _of_thread.loop
-    if loop is not None:
-        # They end with the process, as they do without a handler. The main greenlet would print
-        # that it was cancelled, and end the process before this does.
-        _release_waiting(loop)
+    for loop in (_of_thread.loop, _of_thread.ending):
+        if loop is not None:
+            # They end with the process, as they do without a handler. The main greenlet would
+            # print that it was cancelled, and end the process before this does.
+            _release_waiting(loop)
     try:
         with gevent.Timeout(TERM_SECONDS, False):
             _at_exit()
@@ -306,12 +323,19 @@ def _end_by_sigterm() -> None:
 
 
 def _after_in_child() -> None:
-    loop = _of_thread.loop
-    if loop is None:
-        return
+    global _ending_by_sigterm
+    _ending_by_sigterm = None
+    for loop in (_of_thread.loop, _of_thread.ending):
+        if loop is not None:
+            _leave_to_parent(loop)
+
+
+def _leave_to_parent(loop: AmbientEventLoop) -> None:
     # The child gets its own. The parent's stands still here; it is not unclosed, though, and what
     # it would close is the parent's. Only a step of its own that forked may go on with it.
-    _of_thread.loop = None
+    _forget(loop)
+    if _of_thread.ending is loop:
+        _of_thread.ending = None
     owner = find_owner(getcurrent())
     if owner is None or owner.loop is not loop:
         for task in _compat.all_tasks(loop):

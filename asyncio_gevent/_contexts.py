@@ -239,7 +239,21 @@ class _HeldTask(Portal):
         value = await type(manager).__aenter__(manager)
         self.call.hand_over(value, end)
         await self.serve()
-        return bool(await leave(manager, *self.left))
+        missed, self._missed = self._missed, None
+        try:
+            if missed is None:
+                return bool(await leave(manager, *self.left))
+            # The task was cancelled when the block had just ended.
+            if self.left[1] is None:
+                if not await leave(manager, CancelledError, missed, missed.__traceback__):
+                    raise missed
+                return False
+            if sys.version_info >= (3, 11):
+                self.task.uncancel()
+            self.task.cancel(*missed.args)  # what it awaits next
+            return bool(await leave(manager, *self.left))
+        finally:
+            del missed
 
     _convert = staticmethod(as_exit)
 
@@ -256,11 +270,13 @@ class _HeldTask(Portal):
         if self._greenlet.dead or self._is_released:
             self.end((CancelledError, error, error.__traceback__))
         else:
+            self._missed = error
             self._hub.loop.run_callback(self._throw, error)
 
     def _throw(self, error: CancelledError) -> None:
         # In the hub, so that the greenlet of the block waits.
         if not self.ended:
+            self._missed = None
             self._greenlet.throw(as_exit(error))
 
     def end(self, exception: _Exception) -> None:
@@ -268,6 +284,24 @@ class _HeldTask(Portal):
         self.left = exception
         self.ended = True
         self.notify()
+
+
+def _to_async(
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    traceback: TracebackType | None,
+) -> _Exception:
+    # What the block has raised, for an async context manager.
+    if isinstance(error, CancelledExit) and isinstance(error.__cause__, CancelledError):
+        # To asyncio it is what asyncio has raised in the task.
+        cause = error.__cause__
+        return CancelledError, cause, cause.__traceback__
+    if isinstance(error, (GreenletExit, Timeout)) and not isinstance(error, Exception):
+        # A kill on this side is a cancel on the other. A TaskGroup knows nothing else.
+        cause = CancelledError()
+        cause.__cause__ = error
+        return CancelledError, cause, traceback
+    return kind, error, traceback
 
 
 class _SyncContext(AbstractContextManager[_T, bool]):
@@ -298,11 +332,20 @@ class _SyncContext(AbstractContextManager[_T, bool]):
         except BaseException as error:
             if held.call.is_for(end):
                 # Entered, but this greenlet was killed before it heard of that.
-                held.end((type(error), error, error.__traceback__))
-                wait_for_call(loop, held.call)
+                given = _to_async(type(error), error, error.__traceback__)
+                held.end(given)
+                try:
+                    wait_for_call(loop, held.call)
+                except CancelledExit as raised:
+                    if raised.__cause__ is not given[1]:
+                        raise
+                finally:
+                    held.left = _NOTHING
+                    del given
             else:
-                # It may still be entered, if nobody waits for its clean-up: it is left then.
-                held.end((type(error), error, error.__traceback__))
+                if not held.call.is_settled():
+                    # It may still be entered, as nobody waits for its clean-up: it is left then.
+                    held.end(_to_async(type(error), error, error.__traceback__))
                 end.close()
             raise
         self._outer = portals.get(held._greenlet)
@@ -319,16 +362,7 @@ class _SyncContext(AbstractContextManager[_T, bool]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        exception: _Exception = kind, error, traceback
-        if isinstance(error, CancelledExit) and isinstance(error.__cause__, CancelledError):
-            # To asyncio it is what asyncio has raised in the task.
-            cause = error.__cause__
-            exception = CancelledError, cause, cause.__traceback__
-        elif isinstance(error, (GreenletExit, Timeout)) and not isinstance(error, Exception):
-            # A kill on this side is a cancel on the other. A TaskGroup knows nothing else.
-            cause = CancelledError()
-            cause.__cause__ = error
-            exception = CancelledError, cause, error.__traceback__
+        exception = _to_async(kind, error, traceback)
         held, self._held = self._held, None
         try:
             if held is None:

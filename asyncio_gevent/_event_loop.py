@@ -385,6 +385,10 @@ class EventLoop(StepsEventLoop):
             except Exception:  # of different kinds, by the loop of the hub; libuv's is this one
                 pass  # closed between the two lines
 
+    def _will_run(self) -> bool:
+        # Whether what is scheduled now will be done.
+        return self.is_running()
+
     def _on_async(self) -> None:
         if self._failure is not None and self._batch is None and self._waiter is not None:
             self._finish()

@@ -177,7 +177,7 @@ def wait_for(awaitable: Any, loop: Any, running: Any, autocancel: bool = True) -
         else:
             check_running(loop)
         reply = make_reply(hub, loop)
-        call = start_call(loop, awaitable, reply, shares_context=portal is None)
+        call = start_call(loop, awaitable, reply, shares_context=portal is None and autocancel)
     except BaseException:
         discard(awaitable)
         raise

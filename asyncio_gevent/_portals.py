@@ -121,7 +121,9 @@ class Portal:
             if isinstance(self.loop, EventLoop):
                 self.task.cancel()
             else:
-                self.loop.call_soon_threadsafe(self.task.cancel)
+                # At once, or the request may be over by then. It is the same OS thread.
+                self.task.cancel()
+                self.loop.call_soon_threadsafe(_nothing)  # wakes the event loop
 
         is_guest = isinstance(self.loop, EventLoop)
         if is_guest:
@@ -200,11 +202,14 @@ class Portal:
             if left > counted:
                 # Somebody else has cancelled the task as well.
                 self._cancelled(CancelledError())
-                self._missed = None  # the request has heard of it
 
     def _cancelled(self, error: CancelledError) -> None:
         """Tell the greenlet that the task is cancelled; in the task."""
         raise NotImplementedError
+
+
+def _nothing() -> None:
+    pass
 
 
 def _set(future: Any) -> None:

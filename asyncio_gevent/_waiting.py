@@ -99,11 +99,17 @@ def find_running_loop() -> Any:
     # asyncio's own, after patching: all greenlets of the thread see it, those that are not below
     # it as well.
     frame: Any = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == "run_forever" and frame.f_locals.get("self") is running:
-            return running
-        frame = frame.f_back
-    return None
+    each = getcurrent()
+    while True:
+        while frame is not None:
+            if frame.f_code.co_name == "run_forever" and frame.f_locals.get("self") is running:
+                return running
+            frame = frame.f_back
+        # A plain greenlet is part of the one that waits for it, up to the hub.
+        each = each.parent
+        if each is None or isinstance(each, gevent.hub.Hub):
+            return None
+        frame = each.gr_frame
 
 
 def is_frozen(loop: Any) -> bool:
@@ -342,8 +348,9 @@ def settle(reply: Reply, loop: Any, cancel: Callable[[], Any] | None) -> BaseExc
     try:
         if cancel is not None and not (reply.done or loop.is_closed()):
             cancel()
-            if loop.is_running():  # else nobody knows when its clean-up would be over
+            if loop._will_run() if isinstance(loop, EventLoop) else loop.is_running():
                 reply.wait()
+            # Else nobody knows when its clean-up would be over.
         failed = reply.error
         if failed is None or isinstance(failed, CancelledError):
             return caught

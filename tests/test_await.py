@@ -585,9 +585,10 @@ def test_a_future_of_a_thread_that_has_ended() -> None:
         begun = gevent.event.Event()
 
         def thread() -> None:
-            greenlets.append(gevent.spawn(gevent.sleep, 3600))
+            # Not a timer: with libuv the hub could not be destroyed until that is due.
+            greenlets.append(gevent.spawn(gevent.event.Event().wait))
             loop.call_soon_threadsafe(begun.set)
-            while not futures:
+            while not (futures and greenlets[0].has_links()):
                 gevent.sleep(0.001)
 
         native = NativeThread(thread)
