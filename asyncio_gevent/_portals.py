@@ -130,6 +130,9 @@ class Portal:
             self.loop._add_guest(reply)
         try:
             error = settle(reply, self.loop, cancel)
+        except BaseException:
+            reply.is_abandoned = True
+            raise
         finally:
             if is_guest:
                 self.loop._remove_guest(reply)
@@ -188,20 +191,29 @@ class Portal:
     async def _serve_request(self, awaitable: Any, reply: Reply) -> None:
         counted = self.task.cancelling() if _HAS_CANCEL_COUNTS else 0
         self._cancels = 0
+        value = error = None
         try:
             value = await awaitable
-        except BaseException as error:
-            self._is_busy = False
-            reply.fail(error)
-        else:
-            self._is_busy = False
-            reply.succeed(value)
+        except BaseException as raised:
+            error = raised
+        self._is_busy = False
         if self._cancels and _HAS_CANCEL_COUNTS:
             for _ in range(self._cancels):
                 left = self.task.uncancel()
             if left > counted:
                 # Somebody else has cancelled the task as well.
-                self._cancelled(CancelledError())
+                if reply.is_abandoned:
+                    self._cancelled(CancelledError())
+                else:
+                    error = error if isinstance(error, CancelledError) else CancelledError()
+                    reply.is_final = True
+        try:
+            if error is None:
+                reply.succeed(value)
+            else:
+                reply.fail(error)
+        finally:
+            del error  # no cycle through the traceback
 
     def _cancelled(self, error: CancelledError) -> None:
         """Tell the greenlet that the task is cancelled; in the task."""

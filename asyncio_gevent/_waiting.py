@@ -242,16 +242,27 @@ class Reply:
 
     Attributes:
         done: it is settled.
+        is_final: its error goes before what was thrown into the greenlet meanwhile.
+        is_abandoned: nobody waits for it any more.
         value, error: the outcome.
         context: variables that the caller takes over, if they were set in another context.
     """
 
-    __slots__ = ("_hub", "_waiter", "context", "done", "error", "value")
+    __slots__ = (
+        "_hub",
+        "_waiter",
+        "context",
+        "done",
+        "error",
+        "is_abandoned",
+        "is_final",
+        "value",
+    )
 
     def __init__(self, hub: Any) -> None:
         self._hub = hub
         self._waiter = Waiter(hub)
-        self.done = False
+        self.done = self.is_final = self.is_abandoned = False
         self.value: Any = None
         self.error: BaseException | None = None
         self.context: contextvars.Context | None = None
@@ -352,7 +363,7 @@ def settle(reply: Reply, loop: Any, cancel: Callable[[], Any] | None) -> BaseExc
                 reply.wait()
             # Else nobody knows when its clean-up would be over.
         failed = reply.error
-        if failed is None or isinstance(failed, CancelledError):
+        if failed is None or (isinstance(failed, CancelledError) and not reply.is_final):
             return caught
         add_context(failed, caught)
         return failed

@@ -266,6 +266,7 @@ ALL = ["task cleaned up", "generator closed", "thread done"]
         ("clean-up that calls", 0, [], ["sync in async: 42", "greenlet: 42"]),
         ("waiting greenlet", 0, [], ["waiting greenlet: CancelledExit"]),
         ("shutdown under way", 0, [], []),
+        ("shutdown in a clean-up", 0, [], ["shut down"]),
         ("sigterm in a block", -15, [], ["left by CancelledError"]),
         ("greenlet that tries for ever", 0, [], ["cancelled"]),
         ("clean-up of a greenlet", 0, [], ["greenlet cleaned up"]),

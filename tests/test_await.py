@@ -15,6 +15,7 @@ from typing import Any
 import gevent
 import gevent.event
 import pytest
+from greenlet import greenlet
 from support import PATCHED, NativeThread, until_in_greenlet
 
 import asyncio_gevent
@@ -529,6 +530,20 @@ def test_a_call_that_is_left_alone_has_a_context_of_its_own() -> None:
     gevent.spawn(body).get()
 
 
+def test_a_token_after_a_call_that_is_left_alone() -> None:
+    async def waits() -> None:
+        await asyncio.Event().wait()
+
+    def body() -> None:
+        token = variable.set("mine")
+        with gevent.Timeout(0.01, False):
+            asyncio_gevent.async_to_sync(waits, autocancel_future=False)()
+        variable.reset(token)
+        assert variable.get() is None
+
+    gevent.spawn(body).get()
+
+
 def test_a_cancel_while_a_timeout_cleans_up() -> None:
     """The last one counts, as from any call that blocks."""
     events: list[str] = []
@@ -626,6 +641,22 @@ def test_asyncios_own_loop_in_another_greenlet() -> None:
     assert spawn(lambda: await_(give(2))).get() == 2
     release.set()
     server.get()
+    loop.close()
+
+
+@pytest.mark.skipif(not PATCHED, reason="asyncio's own loop stops the hub without patching")
+def test_a_raw_greenlet_below_asyncios_own_loop() -> None:
+    """It is part of the greenlet that waits for it, as SQLAlchemy's are."""
+
+    async def main() -> None:
+        def body() -> None:
+            with pytest.raises(RuntimeError, match="below a task"):
+                await_(give(1))
+
+        greenlet(body).switch()
+
+    loop = asyncio.SelectorEventLoop()
+    loop.run_until_complete(main())
     loop.close()
 
 
@@ -926,8 +957,8 @@ def test_the_loop_is_closed_while_a_greenlet_waits() -> None:
     assert not any(greenlet.ready() for greenlet in greenlets)  # it may be run again
     task = next(iter(asyncio.all_tasks(loop)))
     loop.close()
-    for greenlet in greenlets:
-        assert "was closed" in str(greenlet.get().value)
+    for each in greenlets:
+        assert "was closed" in str(each.get().value)
     task._log_destroy_pending = False  # type: ignore[attr-defined]
 
 

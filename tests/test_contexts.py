@@ -438,6 +438,47 @@ def test_a_kill_of_a_task_group(call: Any) -> None:
     call(body)
 
 
+@needs_timeout
+def test_a_timeout_of_asyncio_around_one_of_gevent(call: Any) -> None:
+    """It expires while the clean-up for the inner one is under way."""
+
+    async def slow() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.02)
+
+    def body() -> None:
+        with pytest.raises(TimeoutError):
+            with sync_context(lambda: asyncio.timeout(0.02)):
+                with gevent.Timeout(0.01, False):
+                    await_(slow())
+
+    call(body)
+
+
+@needs_timeout
+def test_a_kill_when_a_task_group_was_entered() -> None:
+    for turns in range(12):
+        error: Any = None
+
+        def body() -> None:
+            nonlocal error
+            try:
+                with sync_context(lambda: asyncio.TaskGroup()):
+                    gevent.event.Event().wait()
+            except BaseException as raised:
+                error = raised
+                raise
+
+        greenlet = gevent.spawn(body)
+        for _ in range(turns):
+            gevent.sleep(0)
+        greenlet.kill()
+        assert isinstance(greenlet.value, gevent.GreenletExit)
+        assert error is None or error is greenlet.value
+
+
 def test_killed_twice_while_it_is_being_entered() -> None:
     """It may still be entered then, and is left."""
     events: list[str] = []

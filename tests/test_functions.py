@@ -437,6 +437,32 @@ def test_await_in_a_context_of_its_own() -> None:
     run(main())
 
 
+def test_a_cancel_while_a_timeout_of_the_function_cleans_up() -> None:
+    """The function has only heard of its timeout, and does not block again."""
+    events: list[str] = []
+
+    async def slow() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            events.append("cleaning")
+            await asyncio.sleep(0.01)
+
+    def function() -> str:
+        with gevent.Timeout(0.01, False):
+            await_(slow())
+        return "result"
+
+    async def main() -> None:
+        task = asyncio.ensure_future(sync_to_async(function)())
+        await until(lambda: events)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run(main())
+
+
 def test_a_timeout_of_asyncio_around_another_loop() -> None:
     loop = asyncio_gevent.new_event_loop()
     server = gevent.spawn(loop.run_forever)

@@ -187,6 +187,20 @@ elif how == "waiting greenlet":
 elif how == "shutdown under way":
     gevent.spawn(asyncio_gevent.shutdown)
     gevent.sleep(0)
+elif how == "shutdown in a clean-up":
+
+    async def clean_up_and_shut_down():
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio_gevent.sync_to_async(asyncio_gevent.shutdown)()
+            sys.stdout.write("shut down\n")
+
+    async def begin():
+        loop.more = asyncio.ensure_future(clean_up_and_shut_down())
+        await asyncio.sleep(0)
+
+    await_(begin())
 elif how == "sigterm in a block":
 
     class Manager:
