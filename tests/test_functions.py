@@ -437,6 +437,9 @@ def test_await_in_a_context_of_its_own() -> None:
     run(main())
 
 
+@pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="3.10 does not count cancels: the two cannot be told apart"
+)
 def test_a_cancel_while_a_timeout_of_the_function_cleans_up() -> None:
     """The function has only heard of its timeout, and does not block again."""
     events: list[str] = []
