@@ -70,7 +70,7 @@ server.start()
 
 url = f"http://127.0.0.1:{server.server_port}"
 requests_at_once = [spawn(requests.get, f"{url}/{item}") for item in ("apple", "pear", "fig")]
-for greenlet in gevent.joinall(requests_at_once, raise_error=True):
+for greenlet in requests_at_once:
     print(greenlet.get().text)
 
 server.stop()
