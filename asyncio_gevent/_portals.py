@@ -156,11 +156,11 @@ class Portal:
         """Let the task go on."""
         signal = self._signal
         if signal is not None and not signal.done():
-            if self.loop.is_closed():
-                pass  # nobody waits any more
-            elif isinstance(self.loop, EventLoop):
-                signal.set_result(None)
-            else:
+            loop = self.loop
+            if isinstance(loop, EventLoop):
+                if not loop._closed:  # else nobody waits any more
+                    signal.set_result(None)
+            elif not loop.is_closed():
                 self.loop.call_soon_threadsafe(_set, signal)
 
     # --- in the task ------------------------------------------------------------------------
@@ -356,18 +356,20 @@ class GreenletCall(Portal):
         while workers:
             worker = workers.pop()
             if worker.parent is hub and not worker.dead:
+                is_new = False
                 break
         else:
+            is_new = True
             worker = Worker()
             worker.rawlink(_note_death)
         self._worker = worker
         worker.call = self
         # The context of the task itself: the function is part of the call.
         worker.gr_context = self._context = getcurrent().gr_context
-        if worker.started:
-            hub.loop.run_callback(worker.switch)
-        else:
+        if is_new:
             worker.start()
+        else:
+            hub.loop.run_callback(worker.switch)
 
     def abort(self) -> None:
         """Note that the worker was killed before it could begin. In the hub."""
