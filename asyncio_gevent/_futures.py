@@ -28,6 +28,7 @@ from asyncio_gevent._event_loop import EventLoop
 from asyncio_gevent._portals import find_portal, no_hub
 from asyncio_gevent._waiting import (
     REUSED,
+    as_coroutine,
     call_in_loop,
     can_suspend,
     check_awaitable,
@@ -110,10 +111,6 @@ def await_(awaitable: Awaitable[_T], *, loop: asyncio.AbstractEventLoop | None =
     return wait_for(awaitable, loop, running)  # type: ignore[no-any-return]
 
 
-async def _await(awaitable: Any) -> Any:
-    return await awaitable
-
-
 def _await_in_task(awaitable: Any, loop: Any, task: Any) -> Any:
     # Other things than a coroutine that has not begun.
     check_awaitable(awaitable, "await_")
@@ -124,7 +121,7 @@ def _await_in_task(awaitable: Any, loop: Any, task: Any) -> Any:
             return wait_for(awaitable, None, loop)
     if not can_suspend(loop):
         _refuse_to_suspend(awaitable, loop)
-    steps = _await(awaitable)
+    steps = as_coroutine(awaitable)
     try:
         yielded = steps.send(None)
     except StopIteration as stop:

@@ -56,17 +56,12 @@ class _AsyncIterator(AsyncIterator[_T]):
 
 
 class _AsyncGenerator(_AsyncIterator[_T], AsyncGenerator[_T, Any]):
-    async def __anext__(self) -> _T:
-        return await self._take(self._iterator.__next__)  # type: ignore[no-any-return]
-
     async def asend(self, value: Any) -> _T:
         """Send a value into the generator, and return the next item."""
         return await self._take(self._iterator.send, value)  # type: ignore[no-any-return]
 
     async def athrow(self, *args: Any) -> _T:
         """Raise an exception in the generator, and return the next item."""
-        error = args[0] if len(args) == 1 and isinstance(args[0], BaseException) else None
-        args = args if error is None else (error,)
         return await self._take(self._iterator.throw, *args)  # type: ignore[no-any-return]
 
     async def aclose(self) -> None:

@@ -37,6 +37,7 @@ from asyncio_gevent._waiting import (
     Reply,
     as_exit,
     discard,
+    end_turn,
     get_hub_to_wait_in,
     is_frozen,
     lets_hub_run,
@@ -118,24 +119,16 @@ class Portal:
                 return
             # As asyncio.timeout() does: `serve` takes it back when the request has heard of it.
             self._cancels += 1
-            if isinstance(self.loop, EventLoop):
-                self.task.cancel()
-            else:
-                # At once, or the request may be over by then. It is the same OS thread.
-                self.task.cancel()
+            # At once, or the request may be over by then. It is the same OS thread.
+            self.task.cancel()
+            if not isinstance(self.loop, EventLoop):
                 self.loop.call_soon_threadsafe(_nothing)  # wakes the event loop
 
-        is_guest = isinstance(self.loop, EventLoop)
-        if is_guest:
-            self.loop._add_guest(reply)
         try:
             error = settle(reply, self.loop, cancel)
         except BaseException:
             reply.is_abandoned = True
             raise
-        finally:
-            if is_guest:
-                self.loop._remove_guest(reply)
         if error is None:
             return reply.value
         reply.error = None
@@ -161,7 +154,7 @@ class Portal:
                 if not loop._closed:  # else nobody waits any more
                     signal.set_result(None)
             elif not loop.is_closed():
-                self.loop.call_soon_threadsafe(_set, signal)
+                loop.call_soon_threadsafe(end_turn, signal)
 
     # --- in the task ------------------------------------------------------------------------
 
@@ -222,11 +215,6 @@ class Portal:
 
 def _nothing() -> None:
     pass
-
-
-def _set(future: Any) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 #: Portals of greenlets other than workers, the innermost one of each.

@@ -42,6 +42,7 @@ __all__ = [
     "Call",
     "Reply",
     "add_context",
+    "as_coroutine",
     "as_exit",
     "call_in_loop",
     "can_suspend",
@@ -50,6 +51,7 @@ __all__ = [
     "describe",
     "discard",
     "drive",
+    "end_turn",
     "find_running_loop",
     "get_hub_to_wait_in",
     "is_frozen",
@@ -223,7 +225,8 @@ def discard(awaitable: Any) -> None:
         awaitable.close()
 
 
-async def _await(awaitable: Any) -> Any:
+async def as_coroutine(awaitable: Any) -> Any:
+    """Await this: a coroutine of any awaitable."""
     return await awaitable
 
 
@@ -231,7 +234,7 @@ def _steps_of(awaitable: Any) -> Any:
     # A coroutine object: what has send() and throw(), and ends with StopIteration.
     if type(awaitable) is CoroutineType or isinstance(awaitable, Coroutine):
         return awaitable
-    return _await(awaitable)
+    return as_coroutine(awaitable)
 
 
 # --- replies -------------------------------------------------------------------------------------
@@ -349,6 +352,16 @@ def settle(reply: Reply, loop: Any, cancel: Callable[[], Any] | None) -> BaseExc
     Returns:
         What the caller is to raise, if not None.
     """
+    if not isinstance(loop, EventLoop):
+        return _settle(reply, loop, cancel)
+    loop._add_guest(reply)
+    try:
+        return _settle(reply, loop, cancel)
+    finally:
+        loop._remove_guest(reply)
+
+
+def _settle(reply: Reply, loop: Any, cancel: Callable[[], Any] | None) -> BaseException | None:
     try:
         reply.wait()
     except BaseException as error:
@@ -551,14 +564,9 @@ def wait_for_call(loop: Any, call: Call, autocancel: bool = True) -> Any:
     Blocks the greenlet.
     """
     reply = call._reply
-    is_guest = isinstance(loop, EventLoop)
-    if is_guest:
-        loop._add_guest(reply)
     try:
         error = settle(reply, loop, partial(_cancel, loop, call) if autocancel else None)
     finally:
-        if is_guest:
-            loop._remove_guest(reply)
         reply.close()
         if not (reply.done or call._copies_context):
             # The task goes on by itself, in what was this greenlet's context.
@@ -620,9 +628,6 @@ def _settle_future(future: Any, hub: Any, autocancel: bool) -> BaseException | N
     check_running(loop)
     reply = make_reply(hub, loop)
     note = reply.succeed
-    is_guest = isinstance(loop, EventLoop)
-    if is_guest:
-        loop._add_guest(reply)
     try:
         if is_own_thread(loop):
             future.add_done_callback(note)
@@ -631,8 +636,6 @@ def _settle_future(future: Any, hub: Any, autocancel: bool) -> BaseException | N
         cancel = partial(call_in_loop, loop, future.cancel) if autocancel else None
         error = settle(reply, loop, cancel)
     finally:
-        if is_guest:
-            loop._remove_guest(reply)
         reply.close()
         if not (reply.done or loop.is_closed()):
             call_in_loop(loop, future.remove_done_callback, note)
@@ -697,7 +700,7 @@ def drive(steps: Any, first: Any, loop: Any, task: Any) -> Any:
                 injected = thrown or injected  # the last one, as from any call that blocks
         elif yielded is None:
             turn = loop.create_future()
-            loop.call_soon(_end_turn, turn)
+            loop.call_soon(end_turn, turn)
             failure, thrown = _wait_in_step(hub, turn, injected is not None)
             injected = thrown or injected
         else:
@@ -725,7 +728,8 @@ def drive(steps: Any, first: Any, loop: Any, task: Any) -> Any:
         del injected
 
 
-def _end_turn(turn: Any) -> None:
+def end_turn(turn: Any) -> None:
+    """Resolve a future that only says that it is time to go on, if nobody has cancelled it."""
     if not turn.done():
         turn.set_result(None)
 
