@@ -18,9 +18,11 @@ from weakref import WeakSet
 
 import gevent
 import gevent._hub_local
+import gevent._interfaces
 import gevent.hub
 import gevent.os
 import gevent.timeout
+import zope.interface
 
 from asyncio_gevent._originals import NativeRLock
 
@@ -48,6 +50,7 @@ __all__ = [
     "chosen_child_watcher",
     "convert_future_exception",
     "current_task",
+    "declare_interfaces",
     "enter_task",
     "find_main_hub",
     "format_callback",
@@ -56,12 +59,18 @@ __all__ = [
     "get_running_loop",
     "has_callbacks",
     "has_deferred_closes",
+    "install_self_pipe",
+    "installed_policy",
     "is_cffi",
     "is_closed_timeout",
     "is_libuv",
+    "is_polling",
     "leave_task",
     "note_end",
     "pool_is_full",
+    "renew_self_pipe",
+    "replace_selector",
+    "replace_set_running_loop",
     "reset_in_child",
     "running_loop_in_python",
     "socket_write_ready",
@@ -191,6 +200,61 @@ def chosen_child_watcher() -> Any:
     return None if isinstance(watcher, defaults) else watcher
 
 
+# --- asyncio: loops that carry a hub -------------------------------------------------------------
+
+
+def replace_set_running_loop(function: Callable[[Any], None]) -> None:
+    """Put this in the place of asyncio's function."""
+    events._set_running_loop = function
+    asyncio._set_running_loop = function  # type: ignore[attr-defined]
+
+
+def installed_policy() -> Any:
+    """Return the policy that somebody has set, or None."""
+    # asyncio.get_event_loop_policy() makes one, and warns from 3.14 on; policies go in 3.16.
+    return getattr(events, "_event_loop_policy", None)
+
+
+def is_polling(loop: Any, frame: Any) -> bool:
+    """Whether an event loop may be asleep below this frame, in which a signal handler runs.
+
+    A function that was called soon would not wake it then. uvloop calls signal handlers when it
+    is awake.
+    """
+    if getattr(loop, "_selector", None) is None:
+        return not type(loop).__module__.startswith("uvloop")
+    while frame is not None:
+        if frame.f_code.co_name == "select" and frame.f_globals.get("__name__") == "selectors":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def install_self_pipe(loop: Any, pair: tuple[Any, Any]) -> None:
+    """Give a standard event loop the sockets by which other threads wake it."""
+    loop._ssock, loop._csock = pair
+    loop._ssock.setblocking(False)
+    loop._csock.setblocking(False)
+    loop._internal_fds += 1
+    loop._add_reader(loop._ssock.fileno(), loop._read_from_self)
+
+
+def renew_self_pipe(loop: Any) -> None:
+    """Give it others."""
+    loop._close_self_pipe()
+    loop._make_self_pipe()
+
+
+def replace_selector(loop: Any, selector: Any) -> None:
+    """Have a standard event loop wait by this selector for what it waits for."""
+    for key in [*loop._selector.get_map().values()]:
+        try:
+            selector.register(key.fileobj, key.events, key.data)
+        except (OSError, ValueError):
+            pass  # somebody has closed it
+    loop._selector = selector
+
+
 # --- gevent --------------------------------------------------------------------------------------
 
 # gevent/os.py, from 25.8.1 on: descriptors that the patched os.close() is to close in a check
@@ -242,6 +306,13 @@ def pool_is_full(pool: Any) -> bool:
 def is_closed_timeout(error: BaseException) -> bool:
     """Whether this is a ``gevent.Timeout`` whose ``with`` block or function has ended."""
     return isinstance(error, gevent.Timeout) and error.timer is _no_timer
+
+
+def declare_interfaces(loop: type, callback: type, watcher: type) -> None:
+    """Say of classes that they are what gevent asks for."""
+    zope.interface.classImplements(loop, gevent._interfaces.ILoop)
+    zope.interface.classImplements(callback, gevent._interfaces.ICallback)
+    zope.interface.classImplements(watcher, gevent._interfaces.IWatcher)
 
 
 def is_libuv(hub_loop: Any) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Generator
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
-import gevent
+import gevent.greenlet
 from greenlet import GreenletExit
 from greenlet import greenlet as greenlet_type
 
@@ -386,7 +386,7 @@ def _hub_of(greenlet: Any) -> Any:
 # --- greenlets that can be awaited ---------------------------------------------------------------
 
 
-class Greenlet(gevent.Greenlet, Generic[_T]):  # type: ignore[misc]
+class Greenlet(gevent.greenlet.Greenlet, Generic[_T]):  # type: ignore[misc]
     """A ``gevent.Greenlet`` that can be awaited: ``await spawn(function)``.
 
     It runs in a copy of the context of whoever makes it. To await it is what ``await

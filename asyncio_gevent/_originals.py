@@ -20,11 +20,15 @@ from gevent.monkey import get_original, is_module_patched
 
 __all__ = [
     "NativeRLock",
+    "NativeSelector",
     "find_popen",
+    "fstat",
     "get_ident",
     "is_module_patched",
     "native_local",
+    "native_signal",
     "native_sleep",
+    "native_socketpair",
     "original_epoll",
     "original_resolvers",
     "os_close",
@@ -39,6 +43,19 @@ native_sleep = cast("Callable[[float], None]", get_original("time", "sleep"))
 
 #: Lock of OS threads that the one which holds it may take again.
 NativeRLock = cast("type[Any]", get_original("_thread", "RLock"))
+
+#: The selector that asyncio's own loop uses, before gevent's takes its place.
+NativeSelector = cast("type[Any]", get_original("selectors", "DefaultSelector"))
+
+#: A pair of sockets of the C class, which nobody patches: ``socket.socketpair`` makes sockets of
+#: the class that the module ``socket`` has at the moment.
+native_socketpair = cast("Callable[[], Any]", get_original("_socket", "socketpair"))
+
+#: Sets the interpreter's handler of a signal, that of SIGCHLD included.
+native_signal = cast("Callable[[int, Any], Any]", get_original("signal", "signal"))
+
+#: What a descriptor is; an ``OSError`` if it is none.
+fstat = os.fstat
 
 #: Closes at once. The patched one defers to after the hub's next poll (gevent 25.8.1).
 os_close = cast("Callable[[int], None]", get_original("os", "close"))

@@ -28,7 +28,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, cast
 from weakref import getweakrefcount
 
-import gevent
+import gevent.greenlet
 from greenlet import GreenletExit, getcurrent, greenlet
 
 from asyncio_gevent._event_loop import EventLoop
@@ -240,7 +240,7 @@ def find_portal() -> Portal | None:
 # --- functions in greenlets ----------------------------------------------------------------------
 
 
-class Worker(gevent.Greenlet):  # type: ignore[misc]
+class Worker(gevent.greenlet.Greenlet):  # type: ignore[misc]
     """A greenlet that runs the functions of `GreenletCall`, one after the other.
 
     Attributes:

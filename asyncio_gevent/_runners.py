@@ -217,7 +217,12 @@ class Runner(greenlet):  # type: ignore[misc]
         """
         loop = self.loop
         if loop is not None and not (loop._suspend or self.closing):
-            raise _blocking_call(sys._getframe(1))
+            raise blocking_call(
+                sys._getframe(1),
+                "and this event loop was made with suspend=False. Make the call in a thread: "
+                "`await asyncio.to_thread(function, ...)`, or let blocking calls suspend the "
+                "step: `EventLoop()`",
+            )
         self.state = SUSPENDED
 
     def retire(self) -> None:
@@ -261,24 +266,6 @@ def _exception(args: tuple[Any, ...]) -> BaseException:
     else:
         exception = kind() if value is None else kind(value)
     return exception
-
-
-def _blocking_call(frame: Any) -> BlockingCallError:
-    # gevent's C functions have no frames; its Python ones are above the caller's.
-    call = "a gevent function"
-    while frame is not None:
-        name = frame.f_globals.get("__name__", "")
-        if not (name.startswith("gevent.") or name == __name__):
-            where = f"{frame.f_code.co_filename}:{frame.f_lineno}, in {frame.f_code.co_name}"
-            return BlockingCallError(
-                f"{call} would block at {where}, and this event loop was made with "
-                "suspend=False. Make the call in a thread: `await asyncio.to_thread(function, "
-                "...)`, or let blocking calls suspend the step: `EventLoop()`"
-            )
-        if name != __name__:
-            call = f"{name}.{frame.f_code.co_name}()"
-        frame = frame.f_back
-    return BlockingCallError(f"{call} would block, and this event loop has suspend=False")
 
 
 # --- raw greenlets of a step --------------------------------------------------------------------

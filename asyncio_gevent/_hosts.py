@@ -1,0 +1,157 @@
+"""Host loops: the asyncio loops that carry a `GeventLoop`.
+
+A hub needs a host wherever it waits. If an asyncio loop runs in the thread, that is the host;
+otherwise it is a private one, which nobody sees: `make_private_host`.
+
+asyncio tells nobody when a loop begins or ends to run, and a gevent program that calls
+``asyncio.run()`` expects its greenlets to go on. So the first `GeventLoop` that is made puts
+`_set_running_loop` in the place of asyncio's, which every event loop calls for exactly that
+(documented under "Extending asyncio"). A loop whose class had taken asyncio's function before, as
+uvloop's has if it was imported earlier, is noticed when something in it first uses gevent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+from asyncio import events
+from collections.abc import Callable
+from typing import Any
+
+from asyncio_gevent import _compat
+from asyncio_gevent._compat import get_hub_if_exists
+from asyncio_gevent._originals import NativeSelector, native_socketpair
+
+__all__ = [
+    "HOST_VARIABLE",
+    "is_foreign",
+    "make_private_host",
+    "reset_in_child",
+    "set_running_loop",
+    "use_native_selector",
+    "watch_running_loops",
+]
+
+#: Environment variable: what makes the private host, ``asyncio`` (the default), ``uvloop`` or
+#: ``module.function``.
+HOST_VARIABLE = "ASYNCIO_GEVENT_HOST"
+
+#: asyncio's own, whatever is in its place.
+set_running_loop: Callable[[Any], None] = events._set_running_loop
+
+
+# --- the private host ----------------------------------------------------------------------------
+
+
+class PrivateHost(asyncio.SelectorEventLoop):
+    """The standard event loop, made of parts that no monkey patching has replaced."""
+
+    def __init__(self) -> None:
+        super().__init__(NativeSelector())
+        # It would compare threads by identifiers that are greenlets' after patching.
+        self.set_debug(False)
+
+    def _make_self_pipe(self) -> None:
+        # Of Lib/asyncio/selector_events.py, with sockets that know nothing of gevent.
+        _compat.install_self_pipe(self, native_socketpair())
+
+    def __del__(self, *args: Any) -> None:
+        # It lives as long as its hub, often to the end of the process: nobody's mistake.
+        if not self.is_closed() and not self.is_running():
+            self.close()
+
+
+def make_private_host(factory: Callable[[], Any] | None) -> Any:
+    """Make an event loop that nobody else runs.
+
+    Args:
+        factory: what makes it; None: what the environment variable names, or uvloop if its policy
+            was installed, or else the standard event loop.
+
+    Raises:
+        ValueError: the environment variable names nothing that makes an event loop.
+    """
+    if factory is None:
+        factory = _find_factory()
+    host = factory()
+    if host.get_debug():
+        host.set_debug(False)  # as above
+    use_native_selector(host)
+    return host
+
+
+def _find_factory() -> Callable[[], Any]:
+    name = os.environ.get(HOST_VARIABLE, "")
+    if not name:
+        policy = _compat.installed_policy()
+        if policy is None or isinstance(policy, _compat.DefaultEventLoopPolicy):
+            # Also for those derived from it, such as the one that makes loops on the hub.
+            return PrivateHost
+        return policy.new_event_loop  # type: ignore[no-any-return]
+    if name == "asyncio":
+        return PrivateHost
+    module, _, attribute = name.rpartition(".")
+    if not module:
+        module, attribute = name, "new_event_loop"
+    try:
+        factory = getattr(importlib.import_module(module), attribute)
+        if callable(factory):
+            return factory  # type: ignore[no-any-return]
+    except (ImportError, AttributeError):
+        pass
+    raise ValueError(
+        f"{HOST_VARIABLE}={name!r} names nothing that makes an event loop: set it to 'asyncio', to "
+        "'uvloop' if that is installed, or to 'module.function'"
+    )
+
+
+def use_native_selector(host: Any) -> None:
+    """Give a standard event loop that was made after patching a selector that is not gevent's.
+
+    With gevent's it would wait for the hub, which waits for its host.
+    """
+    selector = getattr(host, "_selector", None)
+    if selector is not None and type(selector).__module__.startswith("gevent."):
+        _compat.replace_selector(host, NativeSelector())
+        selector.close()
+
+
+def reset_in_child(host: Any) -> None:
+    """Make a host that was copied by ``os.fork()`` independent of the parent's."""
+    selector = getattr(host, "_selector", None)
+    if selector is None or host.is_closed():
+        return  # uvloop does so by itself
+    # Closing the old one only closes this process's descriptor of it. Anything less (epoll_ctl)
+    # would change what the parent polls.
+    _compat.replace_selector(host, NativeSelector())
+    selector.close()
+    _compat.renew_self_pipe(host)
+
+
+# --- who runs in this thread ---------------------------------------------------------------------
+
+
+def is_foreign(loop: Any) -> bool:
+    """Whether this running event loop can carry a hub: it is none that runs on the hub itself."""
+    return not getattr(loop, "_runs_on_hub", False)
+
+
+def _set_running_loop(loop: Any) -> None:
+    """Set the running event loop of this OS thread, and let its hub know."""
+    previous = events._get_running_loop()
+    set_running_loop(loop)
+    if loop is not previous:
+        hub = get_hub_if_exists()
+        if hub is not None:
+            note = getattr(hub.loop, "_note_running_loop", None)
+            if note is not None:
+                note(previous, loop)
+
+
+def watch_running_loops() -> None:
+    """Hear from now on which event loops begin and end to run, in all threads."""
+    global set_running_loop
+    if events._set_running_loop is not _set_running_loop:
+        set_running_loop = events._set_running_loop
+        _compat.replace_set_running_loop(_set_running_loop)
