@@ -33,6 +33,7 @@ from greenlet import getcurrent
 from asyncio_gevent import _compat
 from asyncio_gevent._compat import get_hub_if_exists
 from asyncio_gevent._event_loop import EventLoop
+from asyncio_gevent._green_tasks import Step
 from asyncio_gevent._originals import get_ident
 from asyncio_gevent._threads import make_hub
 from asyncio_gevent.exceptions import BlockingCallError, CancelledExit
@@ -45,6 +46,7 @@ __all__ = [
     "as_coroutine",
     "as_exit",
     "call_in_loop",
+    "carries_hub",
     "can_suspend",
     "check_awaitable",
     "check_running",
@@ -80,15 +82,23 @@ _MISSING: Any = object()
 
 
 def can_suspend(loop: Any) -> bool:
-    """Whether a step of this running event loop may block in the hub."""
-    return isinstance(loop, EventLoop) and loop._suspend
+    """Whether the calling step of this running event loop may block in the hub."""
+    if isinstance(loop, EventLoop):
+        return loop._suspend
+    return type(getcurrent()) is Step
+
+
+def carries_hub(loop: Any) -> bool:
+    """Whether this event loop runs in this OS thread and carries its hub."""
+    hub = get_hub_if_exists()
+    return hub is not None and getattr(hub.loop, "attached", _MISSING) is loop
 
 
 def lets_hub_run(loop: Any) -> bool:
     """Whether the hub of the thread goes on while this event loop, which runs there, waits."""
-    if isinstance(loop, EventLoop):
+    if isinstance(loop, EventLoop) or carries_hub(loop):
         return True
-    # asyncio's own loop under gevent's selectors, that is after patching.
+    # asyncio's own loop under gevent's selectors, after patching, with another loop of gevent's.
     selector = getattr(loop, "_selector", None)
     return selector is not None and type(selector).__module__.startswith("gevent.")
 
@@ -96,8 +106,10 @@ def lets_hub_run(loop: Any) -> bool:
 def find_running_loop() -> Any:
     """Return the event loop that the caller is part of, or None."""
     running = events._get_running_loop()
-    if running is None or isinstance(running, EventLoop) or not lets_hub_run(running):
+    if running is None or isinstance(running, EventLoop):
         return running
+    if carries_hub(running) or not lets_hub_run(running):
+        return running  # greenlets that are not part of it do not see it
     # asyncio's own, after patching: all greenlets of the thread see it, those that are not below
     # it as well.
     frame: Any = sys._getframe(1)
@@ -121,15 +133,23 @@ def is_frozen(loop: Any) -> bool:
 
 def is_own_thread(loop: Any) -> bool:
     """Whether ``call_soon()`` of this event loop may be called here, and wakes it."""
-    return isinstance(loop, EventLoop) and loop._thread_id in (None, get_ident())
+    if isinstance(loop, EventLoop):
+        return loop._thread_id in (None, get_ident())
+    return carries_hub(loop)
 
 
 def call_in_loop(loop: Any, function: Callable[..., Any], *args: Any) -> None:
     """Have an event loop call this, from any greenlet of any OS thread."""
     if is_own_thread(loop):
-        loop.call_soon(function, *args)
-    else:
-        loop.call_soon_threadsafe(function, *args)
+        try:
+            loop.call_soon(function, *args)
+            return
+        except RuntimeError:
+            if loop.is_closed() or isinstance(loop, EventLoop):
+                raise
+            # In debug mode asyncio compares threads by identifiers that are greenlets' after
+            # patching.
+    loop.call_soon_threadsafe(function, *args)
 
 
 def check_running(loop: Any) -> None:
@@ -505,7 +525,7 @@ def start_call(loop: Any, awaitable: Any, reply: Reply, shares_context: bool = T
     steps = _steps_of(awaitable)
     is_own = is_own_thread(loop)
     try:
-        if shares_context and is_own and _HAS_TASK_CONTEXTS and loop._task_factory is None:
+        if shares_context and is_own and _HAS_TASK_CONTEXTS and loop.get_task_factory() is None:
             context = getcurrent().gr_context
             if context is None:
                 contextvars.copy_context()  # lets the greenlet have one
@@ -520,7 +540,7 @@ def start_call(loop: Any, awaitable: Any, reply: Reply, shares_context: bool = T
                 return call
         call = Call(steps, reply, True)
         context = contextvars.copy_context()
-        if is_own and loop._task_factory is None:
+        if is_own and loop.get_task_factory() is None:
             call.task = context.run(loop.create_task, call)
         else:
             # Not here: an eager task would take its first step in this greenlet.
@@ -679,11 +699,18 @@ def drive(steps: Any, first: Any, loop: Any, task: Any) -> Any:
     """
     # What a task does in its steps: Lib/asyncio/tasks.py, Task.__step_run_and_handle_result().
     hub = get_hub_if_exists()
+    step: Any = getcurrent()
+    if type(step) is not Step:
+        step = None
     injected: BaseException | None = None
     yielded = first
     while True:
         failure: BaseException | None = None
-        if getattr(yielded, "_asyncio_future_blocking", None) is not None:
+        if step is not None:
+            # A green task: the task itself awaits it.
+            failure, thrown = _pass_on(step, yielded)
+            injected = thrown or injected
+        elif getattr(yielded, "_asyncio_future_blocking", None) is not None:
             if yielded.get_loop() is not loop:
                 failure = RuntimeError(
                     f"{task!r} awaits {yielded!r}, which belongs to another event loop"
@@ -726,6 +753,20 @@ def drive(steps: Any, first: Any, loop: Any, task: Any) -> Any:
         raise injected
     finally:
         del injected
+
+
+def _pass_on(
+    step: Step, yielded: Any
+) -> tuple[BaseException | None, BaseException | None]:
+    # Returns what `_wait_in_step` does.
+    try:
+        step.pass_on(yielded)
+    except CancelledError as error:
+        # Of the task. Of what it awaits, if something else was thrown before.
+        return error, None
+    except BaseException as error:
+        return CancelledError(), error
+    return None, None
 
 
 def end_turn(turn: Any) -> None:
