@@ -1,4 +1,4 @@
-"""asyncio on gevent: greenlets and coroutines in one thread and one loop.
+"""gevent and asyncio: greenlets and coroutines in one thread and one loop.
 
 Layer map; imports go downward only.
 
@@ -8,11 +8,15 @@ Layer map; imports go downward only.
                 _ambient.py (the loop of those that run none)
                 _portals.py (a greenlet that awaits in somebody's task)
                 _waiting.py (how a greenlet waits)
+    on asyncio  gevent_loop.py (gevent's loop: turns, hosts, the carrier)
+                _gevent_watchers.py (its watchers)  _hosts.py (asyncio loops that carry it)
+                _green_tasks.py (tasks that may block there)
     loops       _run.py  _policy.py
                 _event_loop.py (asyncio on the hub: running, waking, batches, timers)
                 _steps.py (the edge; suspended steps and their runners)
                 _loop_io.py (its side to the world: descriptors, signals, threads, names)
-    machinery   _threads.py (threads and forks)  _runners.py (every greenlet switch)
+    machinery   _blocking.py (what must not block)
+                _threads.py (threads and forks)  _runners.py (every greenlet switch)
                 _handles.py  _tasks.py (cancel)  _executor.py (native threads)
                 _children.py  _transports.py  _watchers.py (descriptors, signals)
     ground      _compat.py (private names, versions)  _originals.py (from before patching)
@@ -36,6 +40,8 @@ from asyncio_gevent._futures import await_ as await_
 from asyncio_gevent._futures import future_to_greenlet as future_to_greenlet
 from asyncio_gevent._futures import greenlet_to_future as greenlet_to_future
 from asyncio_gevent._futures import spawn as spawn
+from asyncio_gevent._green_tasks import green as green
+from asyncio_gevent._green_tasks import green_task_factory as green_task_factory
 from asyncio_gevent._iterators import async_iter as async_iter
 from asyncio_gevent._iterators import sync_iter as sync_iter
 from asyncio_gevent._run import new_event_loop as new_event_loop
@@ -59,6 +65,8 @@ __all__ = [
     "async_to_sync",
     "await_",
     "future_to_greenlet",
+    "green",
+    "green_task_factory",
     "greenlet_to_future",
     "new_event_loop",
     "run",

@@ -31,12 +31,13 @@ from asyncio_gevent import _compat
 from asyncio_gevent._compat import cancel_all_tasks, get_hub_if_exists
 from asyncio_gevent._event_loop import EventLoop
 from asyncio_gevent._originals import get_ident, native_local
-from asyncio_gevent._portals import find_portal, portals
+from asyncio_gevent._portals import Portal, find_portal, portals
 from asyncio_gevent._runners import find_owner
 from asyncio_gevent._threads import at_thread_end, make_hub
+from asyncio_gevent._waiting import find_carrying_loop
 from asyncio_gevent.exceptions import BlockingCallError
 
-__all__ = ["AmbientEventLoop", "get_ambient_loop", "shutdown"]
+__all__ = ["AmbientEventLoop", "find_serving_loop", "get_ambient_loop", "shutdown"]
 
 #: Seconds that the clean-up of greenlets may take at the end of the process. They may call async
 #: code then, but one that tries again for ever does not keep the process.
@@ -165,6 +166,20 @@ class _OfThread(native_local):  # type: ignore[misc]
 _of_thread = _OfThread()
 _hooks_registered = False
 _ending_by_sigterm: Any = None
+
+
+def find_serving_loop(portal: Portal | None) -> Any:
+    """Return the event loop that serves a greenlet which is part of none. Does not block.
+
+    Args:
+        portal: of that greenlet (`find_portal`), or None.
+    """
+    if portal is not None:
+        loop = portal.live_loop()
+        if loop is not None:
+            return loop
+    # Where gevent runs on asyncio, the loop that the program runs itself.
+    return find_carrying_loop() or get_ambient_loop()
 
 
 def get_ambient_loop() -> AmbientEventLoop:

@@ -17,11 +17,12 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
-from gevent import GreenletExit, Timeout
+from gevent.timeout import Timeout
+from greenlet import GreenletExit
 from gevent.hub import Waiter
 from greenlet import getcurrent
 
-from asyncio_gevent._ambient import get_ambient_loop
+from asyncio_gevent._ambient import find_serving_loop
 from asyncio_gevent._compat import current_task
 from asyncio_gevent._futures import await_
 from asyncio_gevent._portals import GreenletCall, Portal, find_portal, no_hub, portals
@@ -323,7 +324,7 @@ class _SyncContext(AbstractContextManager[_T, bool]):
         if self._held is not None:
             raise RuntimeError("it is entered already: make one for each `with`")
         hub = get_hub_to_wait_in("sync_context()")
-        loop = running or (portal is not None and portal.live_loop()) or get_ambient_loop()
+        loop = running or find_serving_loop(portal)
         held = _HeldTask(loop, hub)
         end = make_reply(hub, loop)
         held.call = start_call(loop, held.hold(manager, end), make_reply(hub, loop))

@@ -124,6 +124,9 @@ class EventLoop(StepsEventLoop):
     #: selector. It leaves a class alone that has this.
     _nest_patched = True
 
+    #: It cannot carry the hub, as other event loops can (`gevent_loop`).
+    _runs_on_hub = True
+
     def __init__(self, *, suspend: bool = True) -> None:
         self._hub: Any = None
         self._batch_ends = 0.0

@@ -22,7 +22,7 @@ from greenlet import GreenletExit
 from greenlet import greenlet as greenlet_type
 
 from asyncio_gevent import _compat
-from asyncio_gevent._ambient import get_ambient_loop
+from asyncio_gevent._ambient import find_serving_loop
 from asyncio_gevent._compat import get_hub_if_exists
 from asyncio_gevent._event_loop import EventLoop
 from asyncio_gevent._portals import find_portal, no_hub
@@ -170,7 +170,7 @@ def wait_for(awaitable: Any, loop: Any, running: Any, autocancel: bool = True) -
         if portal is not None and portal.is_free() and loop in (None, portal.loop):
             return portal.request(awaitable, hub)
         if loop is None:
-            loop = running or (portal is not None and portal.live_loop()) or get_ambient_loop()
+            loop = running or find_serving_loop(portal)
         else:
             check_running(loop)
         reply = make_reply(hub, loop)
@@ -345,8 +345,7 @@ def greenlet_to_future(
     if loop is None:
         loop = running
         if loop is None:
-            portal = find_portal()
-            loop = (portal is not None and portal.live_loop()) or get_ambient_loop()
+            loop = find_serving_loop(find_portal())
     future = GreenletFuture(loop=loop)
     future._flags = autocancel_future, autokill_greenlet
     future._kill = None

@@ -36,6 +36,7 @@ from asyncio_gevent._originals import native_local
 from asyncio_gevent._waiting import (
     Reply,
     as_exit,
+    call_in_loop,
     discard,
     end_turn,
     get_hub_to_wait_in,
@@ -122,7 +123,7 @@ class Portal:
             # At once, or the request may be over by then. It is the same OS thread.
             self.task.cancel()
             if not isinstance(self.loop, EventLoop):
-                self.loop.call_soon_threadsafe(_nothing)  # wakes the event loop
+                call_in_loop(self.loop, _nothing)  # wakes the event loop
 
         try:
             error = settle(reply, self.loop, cancel)
@@ -154,7 +155,7 @@ class Portal:
                 if not loop._closed:  # else nobody waits any more
                     signal.set_result(None)
             elif not loop.is_closed():
-                loop.call_soon_threadsafe(end_turn, signal)
+                call_in_loop(loop, end_turn, signal)
 
     # --- in the task ------------------------------------------------------------------------
 

@@ -54,6 +54,7 @@ __all__ = [
     "discard",
     "drive",
     "end_turn",
+    "find_carrying_loop",
     "find_running_loop",
     "get_hub_to_wait_in",
     "is_frozen",
@@ -90,8 +91,13 @@ def can_suspend(loop: Any) -> bool:
 
 def carries_hub(loop: Any) -> bool:
     """Whether this event loop runs in this OS thread and carries its hub."""
+    return loop is not None and find_carrying_loop() is loop
+
+
+def find_carrying_loop() -> Any:
+    """Return the event loop that runs in this OS thread and carries its hub, or None."""
     hub = get_hub_if_exists()
-    return hub is not None and getattr(hub.loop, "attached", _MISSING) is loop
+    return None if hub is None else getattr(hub.loop, "attached", None)
 
 
 def lets_hub_run(loop: Any) -> bool:

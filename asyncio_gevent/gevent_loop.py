@@ -172,6 +172,7 @@ class GeventLoop:
         self._idles: list[Idle] = []
         self._forks: list[Fork] = []
         self._poll_soon = False
+        self._is_quiet = False
         self._children = Children(self)
         self._now = monotonic()
         self._awake = False
@@ -191,7 +192,6 @@ class GeventLoop:
         # Each is asked for by every sleep, socket or call: what they would add is a call.
         self.timer: Callable[..., Timer] = partial(Timer, self)
         self.io: Callable[..., Io] = partial(Io, self)
-        watch_running_loops()
         running = _get_running_loop()
         if running is not None and is_foreign(running):
             self._attach(running)
@@ -358,13 +358,13 @@ class GeventLoop:
         if descriptor is not None:
             self._fire_descriptor(descriptor, revents)
         if is_full:
+            if self._fed:
+                done = True
+                self._fire_fed()
             timers = self._timers
             if timers and timers[0][0] <= now:
                 done = True
                 self._fire_timers(now)
-            if self._fed:
-                done = True
-                self._fire_fed()
             if self._sent:
                 done = True
                 self._fire_sent()
@@ -372,17 +372,14 @@ class GeventLoop:
                 done = True
                 for each in [*self._feeding]:
                     self._fire_descriptor(each, READ | WRITE)
+        if self._idles:
+            self._fire_idles(done or bool(self._callbacks))
         if self._prepares:
             for prepare in [*self._prepares]:
                 if prepare.active:
                     self._fire(prepare, 0)
         if self._callbacks:
-            done = True
             self._run_callbacks()
-        if self._idles and not done:
-            for idle in [*self._idles]:
-                if idle.active:
-                    self._fire(idle, 0)
         self._end_turn()
 
     def _run_callbacks(self) -> None:
@@ -447,6 +444,18 @@ class GeventLoop:
             happened = watcher._events & revents
             if happened and watcher.active:
                 self._fire(watcher, happened)
+
+    def _fire_idles(self, done: bool) -> None:
+        # When there was nothing else to do between two turns: what a host has found by polling
+        # comes after the turn that was to follow.
+        if done or self._changed:
+            self._is_quiet = False
+        elif not self._is_quiet:
+            self._is_quiet = True
+        else:
+            for idle in [*self._idles]:
+                if idle.active:
+                    self._fire(idle, 0)
 
     def _fire_fed(self) -> None:
         fed = self._fed
@@ -1051,6 +1060,10 @@ class GeventLoop:
 
 #: uvloops that a forked child must not touch, not even to close them.
 _left_to_parent: list[Any] = []
+
+# Now, not with the first loop, so that it is before a module that takes asyncio's function for
+# itself when it is imported, as uvloop does.
+watch_running_loops()
 
 #: By these names gevent's modules and tests look for them.
 loop = GeventLoop
