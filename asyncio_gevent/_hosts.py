@@ -73,7 +73,7 @@ def make_private_host(factory: Callable[[], Any] | None) -> Any:
         ValueError: the environment variable names nothing that makes an event loop.
     """
     if factory is None:
-        factory = _find_factory()
+        factory = _named_factory or _find_factory()
     host = factory()
     if host.get_debug():
         host.set_debug(False)  # as above
@@ -82,13 +82,16 @@ def make_private_host(factory: Callable[[], Any] | None) -> Any:
 
 
 def _find_factory() -> Callable[[], Any]:
-    name = os.environ.get(HOST_VARIABLE, "")
+    policy = _compat.installed_policy()
+    if policy is None or isinstance(policy, _compat.DefaultEventLoopPolicy):
+        # Also for those derived from it, such as the one that makes loops on the hub.
+        return PrivateHost
+    return policy.new_event_loop  # type: ignore[no-any-return]
+
+
+def _import_factory(name: str) -> Callable[[], Any] | None:
     if not name:
-        policy = _compat.installed_policy()
-        if policy is None or isinstance(policy, _compat.DefaultEventLoopPolicy):
-            # Also for those derived from it, such as the one that makes loops on the hub.
-            return PrivateHost
-        return policy.new_event_loop  # type: ignore[no-any-return]
+        return None
     if name == "asyncio":
         return PrivateHost
     module, _, attribute = name.rpartition(".")
@@ -106,6 +109,10 @@ def _find_factory() -> Callable[[], Any]:
     )
 
 
+#: Imported now, before any patching: an import in the hub would wait for locks of greenlets.
+_named_factory = _import_factory(os.environ.get(HOST_VARIABLE, ""))
+
+
 def use_native_selector(host: Any) -> None:
     """Give a standard event loop that was made after patching a selector that is not gevent's.
 
@@ -117,16 +124,23 @@ def use_native_selector(host: Any) -> None:
         selector.close()
 
 
-def reset_in_child(host: Any) -> None:
-    """Make a host that was copied by ``os.fork()`` independent of the parent's."""
+def reset_in_child(host: Any) -> bool:
+    """Make a host that was copied by ``os.fork()`` independent of the parent's.
+
+    Returns:
+        Whether that is possible. It is not with uvloop, which must not do anything in the child.
+    """
     selector = getattr(host, "_selector", None)
-    if selector is None or host.is_closed():
-        return  # uvloop does so by itself
+    if selector is None:
+        return False
+    if host.is_closed():
+        return True
     # Closing the old one only closes this process's descriptor of it. Anything less (epoll_ctl)
     # would change what the parent polls.
     _compat.replace_selector(host, NativeSelector())
     selector.close()
     _compat.renew_self_pipe(host)
+    return True
 
 
 # --- who runs in this thread ---------------------------------------------------------------------

@@ -102,6 +102,10 @@ LONGEST_WAIT = 24 * 3600.0
 _get_running_loop = events._get_running_loop
 _switch = greenlet.switch
 
+_TIMERS = "timers"
+_QUEUES = "queues"
+_CALLBACKS = "callbacks"
+
 
 def supported_backends() -> list[str]:
     """Return the names of the ways in which the loop can wait; gevent's tests ask for them."""
@@ -135,7 +139,7 @@ class GeventLoop:
         _attached: the event loop that runs in this thread and is not ours, or None.
         _carrier: the greenlet that runs it.
         _outer: event loops, with their carriers, that wait for the attached one to end.
-        _request: what the carrier, which waits in `_carry`, wants a turn for; or None.
+        _request: what the carrier, which waits in `_carry`, wants; arguments of `_turn`; or None.
         _waiting: that carrier, or None.
         _blocked: the step of a green task that has blocked, and whose task does not know; or None.
         _armed: the host's timer, or None, and the time for which it was set.
@@ -183,7 +187,7 @@ class GeventLoop:
         self._attached: Any = None
         self._carrier: Any = None
         self._outer: list[tuple[Any, Any]] = []
-        self._request: tuple[Any, int, bool] | None = None
+        self._request: tuple[Any, int] | None = None
         self._waiting: Any = None
         self._blocked: Any = None
         self._armed: Any = None
@@ -195,6 +199,10 @@ class GeventLoop:
         running = _get_running_loop()
         if running is not None and is_foreign(running):
             self._attach(running)
+        else:
+            # Now: its descriptors would otherwise get numbers that a program may have closed and
+            # still use.
+            self._private = make_private_host(type(self).host_factory)
 
     # --- watchers -----------------------------------------------------------------------------
 
@@ -321,50 +329,58 @@ class GeventLoop:
     def _on_wake(self, host: Any) -> None:
         if host is self._host:
             self._is_wake_sent = False
-            self._begin_turn(host, None, 0, True)
+            self._begin_turn(host, _QUEUES, 0)
 
     def _on_timer(self, host: Any) -> None:
         if host is self._host:
             self._armed = None
-            self._begin_turn(host, None, 0, True)
+            self._begin_turn(host, _TIMERS, 0)
 
     def _on_ready(self, host: Any, descriptor: Descriptor, revents: int) -> None:
         if host is self._host:
-            self._begin_turn(host, descriptor, revents, False)
+            self._begin_turn(host, descriptor, revents)
 
-    def _begin_turn(self, host: Any, descriptor: Any, revents: int, is_full: bool) -> None:
+    def _begin_turn(self, host: Any, kind: Any, revents: int) -> None:
         # A handle of the host.
         if host is self._attached:
-            self._carry((descriptor, revents, is_full))
-        else:
-            self._turn(descriptor, revents, is_full)
+            self._carry((kind, revents))
+            return
+        self._turn(kind, revents)
+        if host in _left_to_parent:
+            # A greenlet has forked, and this is the child, in which the parent's uvloop must do
+            # nothing any more.
+            self.run()
+            host.stop()
 
-    def _turn(self, descriptor: Any, revents: int, is_full: bool) -> None:
+    def _turn(self, kind: Any, revents: int) -> None:
         """Do what is due. In the hub.
 
         Args:
-            descriptor: one that is ready, or None.
-            revents: for what.
-            is_full: look at everything else, too. Not for each one of the descriptors that the
-                host found ready in the same poll: it calls for timers itself.
+            kind: a descriptor that is ready, `_TIMERS`, `_QUEUES` (of what watchers of other
+                kinds are to fire) or `_CALLBACKS`. Queued callbacks are called in all turns but
+                those of a descriptor.
+            revents: what the descriptor is ready for.
         """
+        # Each by its own handle of the host, which calls those of descriptors before those of
+        # timers. It is the order of libev, and gevent's wait(timeout=0) relies on it.
         self._awake = True
-        done = descriptor is not None
+        done = is_descriptor = type(kind) is Descriptor
         self._now = now = monotonic()
         if self._checks:
             for check in [*self._checks]:
                 if check.active:
                     self._fire(check, 0)
-        if descriptor is not None:
-            self._fire_descriptor(descriptor, revents)
-        if is_full:
-            if self._fed:
-                done = True
-                self._fire_fed()
+        if done:
+            self._fire_descriptor(kind, revents)
+        if kind is _TIMERS:
             timers = self._timers
             if timers and timers[0][0] <= now:
                 done = True
                 self._fire_timers(now)
+        elif kind is _QUEUES:
+            if self._fed:
+                done = True
+                self._fire_fed()
             if self._sent:
                 done = True
                 self._fire_sent()
@@ -378,9 +394,11 @@ class GeventLoop:
             for prepare in [*self._prepares]:
                 if prepare.active:
                     self._fire(prepare, 0)
-        if self._callbacks:
+        # After all the descriptors that one poll has found: select() is to return all of them.
+        if self._callbacks and not is_descriptor:
             self._run_callbacks()
-        self._end_turn()
+        # One of the callbacks may close a descriptor: no host is told of it before.
+        self._end_turn(is_descriptor and bool(self._callbacks))
 
     def _run_callbacks(self) -> None:
         # Those that they add as well, for as long as a thread may keep the interpreter: chains of
@@ -490,9 +508,9 @@ class GeventLoop:
 
     # --- between turns ------------------------------------------------------------------------
 
-    def _end_turn(self) -> None:
+    def _end_turn(self, goes_on: bool) -> None:
         host = self._host
-        if self._changed and host is not None:
+        if self._changed and host is not None and not goes_on:
             self._tell_host(host)
         self._awake = False
         if host is None:
@@ -516,7 +534,7 @@ class GeventLoop:
         elif self._poll_soon:
             self._poll_soon = False
             self._go_on(host)
-        elif timers:
+        if timers:
             when = timers[0][0]
             if self._armed is None or when < self._armed_for:
                 self._arm(host, when)
@@ -537,17 +555,20 @@ class GeventLoop:
         if self._armed is not None:
             self._armed.cancel()
             self._armed = None
+        self._armed_for = when
         delay = when - monotonic()
-        if delay <= 0.0:
-            self._go_on(host)
-            return
-        if delay > LONGEST_WAIT:
-            delay = LONGEST_WAIT
-        elif type(host).__module__.startswith("uvloop"):
+        if type(host).__module__ == "uvloop":
+            if delay <= 0.0:
+                # It would call it before it polls.
+                self._armed = host.call_soon(self._arm_again, host)
+                return
             # It counts milliseconds, to the nearest one: not to find that it is too early.
             delay = (int(delay * 1000.0) + 1) / 1000.0
-        self._armed_for = when
-        self._armed = host.call_later(delay, self._on_timer, host)
+        self._armed = host.call_later(min(max(delay, 0.0), LONGEST_WAIT), self._on_timer, host)
+
+    def _arm_again(self, host: Any) -> None:
+        if host is self._host:
+            self._armed = host.call_soon(self._on_timer, host)
 
     def _tell_host(self, host: Any) -> None:
         changed = self._changed
@@ -737,7 +758,7 @@ class GeventLoop:
         if carrier is not None:
             carrier.__dict__.pop("switch_out", None)
 
-    def _carry(self, request: tuple[Any, int, bool]) -> None:
+    def _carry(self, request: tuple[Any, int]) -> None:
         # A handle of the attached event loop, in the greenlet that runs it: have the hub do this,
         # and whatever else is due.
         host = self._attached
@@ -818,6 +839,7 @@ class GeventLoop:
                 try:
                     self._turn(*request)
                     carrier, self._waiting = self._waiting, None
+                    # None if it has left, or if this is a child in which it must not go on.
                     if carrier is not None:
                         _switch(carrier)
                 except BaseException:
@@ -826,7 +848,7 @@ class GeventLoop:
                     self._report(None)
             elif self._attached is not None and self._host is self._attached and self._is_needed():
                 # Its carrier waits. Perhaps only for something that is queued.
-                self._turn(None, 0, True)
+                self._turn(_CALLBACKS, 0)
                 if self._request is None and self._blocked is None:
                     self._run_private(nowait, once)
             elif not self._is_needed() and not self._changed:
@@ -868,7 +890,9 @@ class GeventLoop:
         # The greenlets are not part of the host: they may run other event loops.
         set_running_loop(None)
         sys.set_asyncgen_hooks(*hooks)
-        self._on_wake(host)
+        # What is queued is called before the first poll, and all else after it.
+        self._is_wake_sent = False
+        self._turn(_CALLBACKS, 0)
         if nowait:
             host.call_soon(host.stop)  # after a poll, and what it has found
         self._is_once = once  # the next turn is the last
@@ -877,7 +901,7 @@ class GeventLoop:
         # The carrier, which was stalled, runs its event loop again.
         if host is self._attached:
             self._move_to(host)
-            self._carry((None, 0, True))
+            self._carry((_QUEUES, 0))
 
     # --- errors -------------------------------------------------------------------------------
 
@@ -932,23 +956,27 @@ class GeventLoop:
             return
         self._thread = get_ident()
         self._children.after_fork()
-        for host in (self._private, self._attached, *(outer for outer, _ in self._outer)):
-            if host is not None:
-                reset_in_child(host)
-        private = self._private
-        if private is not None and not hasattr(private, "_selector") and not private.is_running():
-            # uvloop makes itself independent of the parent only while it runs.
-            _left_to_parent.append(private)
+        self._outer = [outer for outer in self._outer if reset_in_child(outer[0])]
+        if self._attached is not None and not reset_in_child(self._attached):
+            self._leave_to_parent(self._attached)
+            self._release_carrier()
+            self._attached = self._carrier = self._waiting = None
+        if self._private is not None and not reset_in_child(self._private):
+            self._leave_to_parent(self._private)
             self._private = None
-            if self._host is private:
-                self._host = None
-                for descriptor in self._watched:
-                    descriptor.registered = 0
-                    self._changed.add(descriptor)
         for watcher in [*self._forks]:
             self._fed.append((watcher, 0))
         self._is_wake_sent = False
         self._wake()
+
+    def _leave_to_parent(self, host: Any) -> None:
+        # In the child. To close it, or anything of it, would change what the parent polls.
+        _left_to_parent.append(host)
+        if self._host is host:
+            self._host = self._armed = None
+            for descriptor in self._watched:
+                descriptor.registered = 0
+                self._changed.add(descriptor)
 
     def destroy(self) -> bool | None:
         """Close what the loop has opened. It cannot be used any more."""
