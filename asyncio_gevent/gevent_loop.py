@@ -33,6 +33,7 @@ Rule 3: nothing escapes to the host: errors go to `handle_error`.
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import traceback
 from asyncio import events
@@ -41,9 +42,10 @@ from collections.abc import Callable
 from functools import partial
 from heapq import heapify, heappop
 from itertools import count
+from os import getpid
 from time import monotonic
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 from gevent.exceptions import HubDestroyed
 from greenlet import getcurrent, greenlet
@@ -158,6 +160,8 @@ class GeventLoop:
         self._is_default = default is None or bool(default)
         self._destroyed = False
         self._thread = get_ident()
+        self._process = getpid()
+        _loops.add(self)
         self._references = 0
         self._callbacks: deque[Any] = deque()
         self._timers: list[tuple[float, int, Timer]] = []
@@ -349,7 +353,8 @@ class GeventLoop:
         if host in _left_to_parent:
             # A greenlet has forked, and this is the child, in which the parent's uvloop must do
             # nothing any more.
-            self.run()
+            if not self._is_broken:
+                self.run()
             host.stop()
 
     def _turn(self, kind: Any, revents: int) -> None:
@@ -674,7 +679,7 @@ class GeventLoop:
             self._armed = None
         for descriptor in {*self._watched, *self._changed}:
             if descriptor.registered:
-                if old.is_closed():
+                if old is None or old.is_closed():
                     descriptor.registered = 0
                 else:
                     self._unregister(old, descriptor)
@@ -951,9 +956,13 @@ class GeventLoop:
     update = update_now
 
     def reinit(self) -> None:
-        """Go on in a forked child, without a trace in the parent's selector."""
-        if self._destroyed:
-            return
+        """Go on in a forked child, without a trace in the parent's selector.
+
+        It happens by itself, whoever forks.
+        """
+        if self._destroyed or self._process == getpid():
+            return  # of gevent.os.fork(), after `_after_in_child`
+        self._process = getpid()
         self._thread = get_ident()
         self._children.after_fork()
         self._outer = [outer for outer in self._outer if reset_in_child(outer[0])]
@@ -974,9 +983,9 @@ class GeventLoop:
         _left_to_parent.append(host)
         if self._host is host:
             self._host = self._armed = None
-            for descriptor in self._watched:
+            self._changed |= self._watched
+            for descriptor in self._changed:
                 descriptor.registered = 0
-                self._changed.add(descriptor)
 
     def destroy(self) -> bool | None:
         """Close what the loop has opened. It cannot be used any more."""
@@ -1085,6 +1094,20 @@ class GeventLoop:
     def __repr__(self) -> str:
         return f"<{type(self).__module__}.{type(self).__qualname__} at {id(self):#x} {self._format()}>"
 
+
+#: All of this process, for its forked children.
+_loops: WeakSet[GeventLoop] = WeakSet()
+
+
+def _after_in_child() -> None:
+    # Also for those who fork without gevent's knowledge, as multiprocessing does. libev finds out
+    # by itself (EVFLAG_FORKCHECK).
+    for each in [*_loops]:
+        if each._thread == get_ident():
+            each.reinit()
+
+
+os.register_at_fork(after_in_child=_after_in_child)
 
 #: uvloops that a forked child must not touch, not even to close them.
 _left_to_parent: list[Any] = []
