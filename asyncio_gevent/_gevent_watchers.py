@@ -525,15 +525,24 @@ class Prepare(_Listed):
 
 
 class Check(_Listed):
-    """Fires after the loop has polled, and before everything else."""
+    """Fires after the loop has polled, and before everything else.
 
-    __slots__ = ()
+    gevent closes descriptors in one of these, once nobody can be waiting for them any more. So the
+    loop is to poll soon, and to tell whether it has: a function that is called soon by asyncio is
+    called after a poll, by uvloop before one. Of two, one after the other, the second is called
+    after a poll by both.
+    """
+
+    __slots__ = ("hops",)
     _list = "_checks"
 
     def _arm(self) -> None:
-        # gevent closes descriptors in one of these, once the loop has polled: let it poll soon.
         super()._arm()
-        self.loop._poll_soon = True
+        self.hops = 0
+
+    def has_polled(self) -> bool:
+        """Whether the loop has polled since this was started."""
+        return self.hops >= 2
 
 
 class Fork(_Listed):

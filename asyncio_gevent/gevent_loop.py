@@ -179,7 +179,6 @@ class GeventLoop:
         self._prepares: list[Prepare] = []
         self._idles: list[Idle] = []
         self._forks: list[Fork] = []
-        self._poll_soon = False
         self._is_quiet = False
         self._children = Children(self)
         self._now = monotonic()
@@ -373,7 +372,8 @@ class GeventLoop:
         self._now = now = monotonic()
         if self._checks:
             for check in [*self._checks]:
-                if check.active:
+                check.hops += kind is _QUEUES
+                if check.active and check.has_polled():
                     self._fire(check, 0)
         if done:
             self._fire_descriptor(kind, revents)
@@ -536,8 +536,7 @@ class GeventLoop:
             return
         if self._callbacks or self._idles or self._fed or self._sent or self._feeding:
             self._go_on(host)
-        elif self._poll_soon:
-            self._poll_soon = False
+        elif self._checks and not self._checks[-1].has_polled():
             self._go_on(host)
         if timers:
             when = timers[0][0]

@@ -181,6 +181,7 @@ def main(argv=None):
     parser.add_argument("--loop", default=OURS, help="GEVENT_LOOP")
     parser.add_argument("--host", default="asyncio", choices=sorted(HOSTS))
     parser.add_argument("--attached", action="store_true", help="an asyncio loop already runs")
+    parser.add_argument("--limit", type=float, default=FILE_LIMIT, help="seconds for one file")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--json", help="write all results to this file")
     parser.add_argument("-v", "--verbose", action="store_true", help="print what failed in full")
@@ -188,7 +189,10 @@ def main(argv=None):
     names = options.files or files()
 
     def one(name):
-        return run_file(name, loop=options.loop, host=options.host, attached=options.attached)
+        return run_file(
+            name, loop=options.loop, host=options.host, attached=options.attached,
+            limit=options.limit,
+        )  # fmt: skip
 
     known = tables.deviations(options.host, options.attached) if options.loop == OURS else {}
     totals = {}
