@@ -14,6 +14,7 @@ import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+import gevent
 from gevent.event import Event
 from gevent.hub import get_hub
 
@@ -127,6 +128,8 @@ reaped = _Reaped()
 def _gevent_reaps() -> bool:
     # Whether its handler of SIGCHLD takes, or may soon take, the status of every child: the module
     # sets it when it starts one, as do gevent.os.fork() and loop.install_sigchld().
+    if getattr(gevent.config.loop, "reaps_watched_only", False):
+        return False
     if "gevent.subprocess" in sys.modules:
         return True
     if callable(signal.getsignal(signal.SIGCHLD)):

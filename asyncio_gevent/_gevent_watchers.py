@@ -695,9 +695,10 @@ class Children:
             return False
         try:
             pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return True  # somebody else has reaped it
         except OSError:
-            # There is no such process, or the system (a sandbox) does not let us.
-            return False
+            return False  # the system, or a sandbox, does not let us
         watcher = self._pidfds[pid] = Io(self._loop, pidfd, READ, ref=False)
         watcher.start(self._reap, pid)
         return True

@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Any
 
 from greenlet import GreenletExit, getcurrent, gettrace, greenlet, settrace
 
+from asyncio_gevent._blocking import blocking_call
 from asyncio_gevent._originals import native_local
-from asyncio_gevent.exceptions import BlockingCallError
 
 if TYPE_CHECKING:
     from asyncio_gevent._event_loop import EventLoop

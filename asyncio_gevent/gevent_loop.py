@@ -146,9 +146,13 @@ class GeventLoop:
         _blocked: the step of a green task that has blocked, and whose task does not know; or None.
         _armed: the host's timer, or None, and the time for which it was set.
         _is_wake_sent: the host will begin a turn.
+        _hooks: of asynchronous generators, outside of the private host.
     """
 
     host_factory: Callable[[], Any] | None = None
+
+    #: It takes the status of no child that nobody watches; gevent's own loops take all.
+    reaps_watched_only = True
 
     approx_timer_resolution = 0.001
     starting_timer_may_update_loop_time = False
@@ -196,6 +200,7 @@ class GeventLoop:
         self._armed: Any = None
         self._armed_for = 0.0
         self._is_wake_sent = False
+        self._hooks: Any = (None, None)
         # Each is asked for by every sleep, socket or call: what they would add is a call.
         self.timer: Callable[..., Timer] = partial(Timer, self)
         self.io: Callable[..., Io] = partial(Io, self)
@@ -348,6 +353,8 @@ class GeventLoop:
         if host is self._attached:
             self._carry((kind, revents))
             return
+        if _get_running_loop() is not None:
+            self._hide_private()
         self._turn(kind, revents)
         if host in _left_to_parent:
             # A greenlet has forked, and this is the child, in which the parent's uvloop must do
@@ -872,9 +879,9 @@ class GeventLoop:
             # When its carrier goes on, so does it.
             stalled.call_soon_threadsafe(self._on_return, stalled)
         self._move_to(host)
-        hooks = sys.get_asyncgen_hooks()
+        self._hooks = sys.get_asyncgen_hooks()
         self._is_wake_sent = True
-        host.call_soon(self._on_start, host, hooks, nowait, once)
+        host.call_soon(self._on_start, host, nowait, once)
         outside = _get_running_loop()
         if outside is not None:
             set_running_loop(None)
@@ -890,10 +897,13 @@ class GeventLoop:
             if outside is not None:
                 set_running_loop(outside)
 
-    def _on_start(self, host: Any, hooks: Any, nowait: bool, once: bool) -> None:
-        # The greenlets are not part of the host: they may run other event loops.
+    def _hide_private(self) -> None:
+        # The greenlets are not part of the private host: they may run other event loops.
         set_running_loop(None)
-        sys.set_asyncgen_hooks(*hooks)
+        sys.set_asyncgen_hooks(*self._hooks)
+
+    def _on_start(self, host: Any, nowait: bool, once: bool) -> None:
+        self._hide_private()
         # What is queued is called before the first poll, and all else after it.
         self._is_wake_sent = False
         self._turn(_CALLBACKS, 0)
