@@ -8,7 +8,9 @@ Layer map; imports go downward only.
                 _ambient.py (the loop of those that run none)
                 _portals.py (a greenlet that awaits in somebody's task)
                 _waiting.py (how a greenlet waits)
-    on asyncio  gevent_loop.py (gevent's loop: turns, hosts, the carrier)
+    on asyncio  gevent_loop.py (gevent's loop)
+                _carried.py (where the hub waits: its hosts, the carrier)
+                _turns.py (what is done between two waits)
                 _gevent_watchers.py (its watchers)  _hosts.py (asyncio loops that carry it)
                 _green_tasks.py (tasks that may block there)
     loops       _run.py  _policy.py

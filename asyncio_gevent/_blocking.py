@@ -45,6 +45,6 @@ def is_short_wait(frame: Any) -> bool:
             if frame.f_code.co_name == "start":
                 return True  # Thread.start(), for the thread to have begun
         elif not name.startswith("gevent."):
-            return name.startswith(_PATIENT)
+            return str(name).startswith(_PATIENT)
         frame = frame.f_back
     return False

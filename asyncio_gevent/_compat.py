@@ -22,6 +22,7 @@ import gevent._interfaces
 import gevent.hub
 import gevent.os
 import gevent.timeout
+import greenlet
 import zope.interface
 
 from asyncio_gevent._originals import NativeRLock
@@ -52,6 +53,7 @@ __all__ = [
     "current_task",
     "declare_interfaces",
     "enter_task",
+    "exception_of_throw",
     "find_main_hub",
     "format_callback",
     "format_handle",
@@ -206,7 +208,7 @@ def chosen_child_watcher() -> Any:
 def replace_set_running_loop(function: Callable[[Any], None]) -> None:
     """Put this in the place of asyncio's function."""
     events._set_running_loop = function
-    asyncio._set_running_loop = function  # type: ignore[attr-defined]
+    asyncio._set_running_loop = function
 
 
 def installed_policy() -> Any:
@@ -253,6 +255,24 @@ def replace_selector(loop: Any, selector: Any) -> None:
         except (OSError, ValueError):
             pass  # somebody has closed it
     loop._selector = selector
+
+
+def exception_of_throw(args: tuple[Any, ...]) -> BaseException:
+    """Return what ``greenlet.throw()`` of these arguments raises: they are as those of generators.
+
+    Nothing, an exception, or type, value and traceback.
+    """
+    kind, value = (*args, None, None)[:2]
+    exception: BaseException
+    if kind is None:
+        exception = greenlet.GreenletExit()
+    elif isinstance(kind, BaseException):
+        exception = kind
+    elif isinstance(value, BaseException):
+        exception = value
+    else:
+        exception = kind() if value is None else kind(value)
+    return exception
 
 
 # --- gevent --------------------------------------------------------------------------------------

@@ -17,10 +17,9 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
-from gevent.timeout import Timeout
-from greenlet import GreenletExit
 from gevent.hub import Waiter
-from greenlet import getcurrent
+from gevent.timeout import Timeout
+from greenlet import GreenletExit, getcurrent
 
 from asyncio_gevent._ambient import find_serving_loop
 from asyncio_gevent._compat import current_task

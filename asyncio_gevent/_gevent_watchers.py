@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from asyncio_gevent._originals import fstat, native_signal, os_close, os_waitpid
 
 if TYPE_CHECKING:
-    from asyncio_gevent.gevent_loop import GeventLoop
+    from asyncio_gevent._turns import Turns
 
 __all__ = [
     "EVENTS",
@@ -110,7 +110,7 @@ class Watcher:
 
     __slots__ = ("__weakref__", "_args", "_callback", "_priority", "_ref", "active", "loop")
 
-    def __init__(self, loop: GeventLoop, ref: bool = True, priority: int | None = None) -> None:
+    def __init__(self, loop: Turns, ref: bool = True, priority: int | None = None) -> None:
         if loop._destroyed:
             raise ValueError("operation on destroyed loop")
         self.loop = loop
@@ -261,7 +261,7 @@ class Timer(Watcher):
 
     def __init__(
         self,
-        loop: GeventLoop,
+        loop: Turns,
         after: float = 0.0,
         repeat: float = 0.0,
         ref: bool = True,
@@ -278,7 +278,9 @@ class Timer(Watcher):
         self.loop = loop
         self._ref = ref
         self._priority = priority or 0
-        self._callback = self._args = self._entry = None
+        self._callback: Any = None
+        self._args: Any = None
+        self._entry: Any = None
         self.active = False
 
     def start(self, callback: Callable[..., Any], *args: Any, update: bool | None = None) -> None:
@@ -387,7 +389,7 @@ class Io(Watcher):
 
     def __init__(
         self,
-        loop: GeventLoop,
+        loop: Turns,
         fd: int,
         events: int,
         ref: bool = True,
@@ -402,9 +404,7 @@ class Io(Watcher):
         self._events = events
         self._descriptor = loop._find_descriptor(fd)
 
-    def start(
-        self, callback: Callable[..., Any], *args: Any, pass_events: bool = False
-    ) -> None:
+    def start(self, callback: Callable[..., Any], *args: Any, pass_events: bool = False) -> None:
         """Call this while the descriptor is ready. Does not block.
 
         Args:
@@ -557,7 +557,7 @@ class Async(Watcher):
 
     __slots__ = ("_is_pending",)
 
-    def __init__(self, loop: GeventLoop, ref: bool = True, priority: int | None = None) -> None:
+    def __init__(self, loop: Turns, ref: bool = True, priority: int | None = None) -> None:
         super().__init__(loop, ref, priority)
         self._is_pending = False
 
@@ -590,7 +590,7 @@ class Signal(Watcher):
     __slots__ = ("signum",)
 
     def __init__(
-        self, loop: GeventLoop, signum: int, ref: bool = True, priority: int | None = None
+        self, loop: Turns, signum: int, ref: bool = True, priority: int | None = None
     ) -> None:
         if signum < 1 or signum >= signal.NSIG:
             raise ValueError(f"illegal signal number: {signum!r}")
@@ -643,8 +643,8 @@ class Child(Watcher):
 
     __slots__ = ("pid", "rpid", "rstatus")
 
-    def __init__(self, loop: GeventLoop, pid: int, trace: int = 0, ref: bool = True) -> None:
-        if not loop.default:
+    def __init__(self, loop: Turns, pid: int, trace: int = 0, ref: bool = True) -> None:
+        if not loop._is_default:
             raise TypeError("child watchers are only available on the default loop")
         super().__init__(loop, ref)
         self.pid = pid
@@ -669,7 +669,7 @@ class Children:
     for those who wait for any child, SIGCHLD says when to look.
     """
 
-    def __init__(self, loop: GeventLoop) -> None:
+    def __init__(self, loop: Turns) -> None:
         self._loop = loop
         self._by_pid: dict[int, list[Child]] = {}
         self._pidfds: dict[int, Io] = {}
@@ -748,9 +748,7 @@ class Children:
     def _note_end(self, pid: int, status: int) -> None:
         # All of them know before the first is called: gevent's os.waitpid() reads another one.
         self._forget_pidfd(pid)
-        watchers = [
-            watcher for key in (pid, 0, -1) for watcher in self._by_pid.get(key, ())
-        ]
+        watchers = [watcher for key in (pid, 0, -1) for watcher in self._by_pid.get(key, ())]
         for watcher in watchers:
             watcher.rpid = pid
             watcher.rstatus = status
@@ -775,7 +773,7 @@ class Stat(Watcher):
 
     def __init__(
         self,
-        loop: GeventLoop,
+        loop: Turns,
         path: Any,
         interval: float = 0.0,
         ref: bool = True,

@@ -31,10 +31,10 @@ from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
 from weakref import getweakrefcount
 
-from greenlet import GreenletExit, getcurrent, greenlet
+from greenlet import getcurrent, greenlet
 
 from asyncio_gevent import _compat
-from asyncio_gevent._compat import get_hub_if_exists
+from asyncio_gevent._compat import exception_of_throw, get_hub_if_exists
 from asyncio_gevent._originals import native_local
 from asyncio_gevent.exceptions import BlockingCallError
 
@@ -56,7 +56,7 @@ _getrefcount = sys.getrefcount
 _HAS_UNCANCEL = sys.version_info >= (3, 11)
 
 
-class Step(greenlet):
+class Step(greenlet):  # type: ignore[misc]
     """The greenlet in which the steps of one green task run, one after the other.
 
     Attributes:
@@ -88,6 +88,7 @@ class Step(greenlet):
         while self.work is not None:
             method, value = self.work
             self.work = None
+            outcome: tuple[Any, BaseException | None]
             try:
                 outcome = method(value), None
             except BaseException as error:
@@ -124,12 +125,12 @@ class Step(greenlet):
     def throw(self, *args: Any) -> Any:
         """Have the blocked code, or what the task awaits, raise this."""
         if getcurrent() is self:
-            raise _exception(args)
+            raise exception_of_throw(args)
         if self.state is BLOCKED:
-            self.note = _throw, (_exception(args),)
+            self.note = _throw, (exception_of_throw(args),)
             self._wake()
         elif self.task is not None and not self.task.done():
-            self.thrown = _exception(args)
+            self.thrown = exception_of_throw(args)
             self.task.cancel()
             self._wake_loop(self.task.get_loop())
 
@@ -152,18 +153,6 @@ class Step(greenlet):
 def _resolve(waker: Any) -> None:
     if not waker.done():
         waker.set_result(None)
-
-
-def _exception(args: tuple[Any, ...]) -> BaseException:
-    # Of the arguments of greenlet.throw(): nothing, an exception, or type, value, traceback.
-    kind, value = (*args, None, None)[:2]
-    if kind is None:
-        return GreenletExit()
-    if isinstance(kind, BaseException):
-        return kind
-    if isinstance(value, BaseException):
-        return value
-    return kind() if value is None else kind(value)  # type: ignore[no-any-return]
 
 
 class _Pool(native_local):  # type: ignore[misc]
@@ -255,7 +244,7 @@ class GreenCoroutine(Coroutine[Any, Any, Any]):
                 step = self._begin()
             if step is None:
                 return self._coroutine.throw(*args)
-        error = _exception(args)
+        error = exception_of_throw(args)
         if step.thrown is not None:
             thrown, step.thrown = step.thrown, None
             if isinstance(error, CancelledError):
@@ -293,9 +282,7 @@ class GreenCoroutine(Coroutine[Any, Any, Any]):
             # The hub has switched here; see `gevent_loop`.
             if step.note is not None:
                 return self._resume(step)
-            step.waker = waker = events._get_running_loop().create_future()
-            waker._asyncio_future_blocking = True
-            return waker
+            return self._await_waker(step)
         value, error = outcome
         if error is None:
             return value
@@ -312,12 +299,17 @@ class GreenCoroutine(Coroutine[Any, Any, Any]):
         note = step.note
         if note is None:
             # Somebody else resolves futures that are not theirs.
-            step.waker = waker = events._get_running_loop().create_future()
-            waker._asyncio_future_blocking = True
-            return waker
+            return self._await_waker(step)
         step.note = step.waker = None
         step.state = IDLE
         return self._go(step, *note)
+
+    @staticmethod
+    def _await_waker(step: Step) -> Any:
+        loop: Any = events._get_running_loop()
+        step.waker = waker = loop.create_future()
+        waker._asyncio_future_blocking = True  # as `await` has it
+        return waker
 
     def close(self) -> None:
         step = self._step

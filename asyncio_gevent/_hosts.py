@@ -4,10 +4,11 @@ A hub needs a host wherever it waits. If an asyncio loop runs in the thread, tha
 otherwise it is a private one, which nobody sees: `make_private_host`.
 
 asyncio tells nobody when a loop begins or ends to run, and a gevent program that calls
-``asyncio.run()`` expects its greenlets to go on. So the module `gevent_loop`, which gevent
-imports if it was told to, puts `_set_running_loop` in the place of asyncio's, which every event loop calls for exactly that
-(documented under "Extending asyncio"). A loop whose class had taken asyncio's function before, as
-uvloop's has if it was imported earlier, is noticed when something in it first uses gevent.
+``asyncio.run()`` expects its greenlets to go on. So the module `gevent_loop`, which gevent imports
+if it was told to, puts `_set_running_loop` in the place of asyncio's function, which every event
+loop calls for exactly that (documented under "Extending asyncio"). A loop whose class had taken
+asyncio's function before, as uvloop's has if it was imported earlier, is noticed when something in
+it first uses gevent.
 """
 
 from __future__ import annotations

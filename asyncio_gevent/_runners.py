@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 from greenlet import GreenletExit, getcurrent, gettrace, greenlet, settrace
 
 from asyncio_gevent._blocking import blocking_call
+from asyncio_gevent._compat import exception_of_throw
 from asyncio_gevent._originals import native_local
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ class Runner(greenlet):  # type: ignore[misc]
         if not tasks:
             return False
         loop = tasks[0].get_loop()
-        return bool(loop._throw_into_claimant(self, tasks, _exception(args)))
+        return bool(loop._throw_into_claimant(self, tasks, exception_of_throw(args)))
 
     def _is_left(self) -> bool:
         # Suspended itself, or waiting for a raw greenlet that blocks; it is then the hub that
@@ -251,21 +252,6 @@ class Runner(greenlet):  # type: ignore[misc]
 def is_killed(error: BaseException | None) -> bool:
     """Whether `Runner.kill_step` threw this into the calling step: it is nobody's mistake."""
     return isinstance(error, GreenletExit) and getattr(getcurrent(), "closing", False)
-
-
-def _exception(args: tuple[Any, ...]) -> BaseException:
-    # Of the arguments of greenlet.throw(): nothing, an exception, or type, value, traceback.
-    kind, value = (*args, None, None)[:2]
-    exception: BaseException
-    if kind is None:
-        exception = GreenletExit()
-    elif isinstance(kind, BaseException):
-        exception = kind
-    elif isinstance(value, BaseException):
-        exception = value
-    else:
-        exception = kind() if value is None else kind(value)
-    return exception
 
 
 # --- raw greenlets of a step --------------------------------------------------------------------

@@ -46,8 +46,8 @@ __all__ = [
     "as_coroutine",
     "as_exit",
     "call_in_loop",
-    "carries_hub",
     "can_suspend",
+    "carries_hub",
     "check_awaitable",
     "check_running",
     "describe",
@@ -761,9 +761,7 @@ def drive(steps: Any, first: Any, loop: Any, task: Any) -> Any:
         del injected
 
 
-def _pass_on(
-    step: Step, yielded: Any
-) -> tuple[BaseException | None, BaseException | None]:
+def _pass_on(step: Step, yielded: Any) -> tuple[BaseException | None, BaseException | None]:
     # Returns what `_wait_in_step` does.
     try:
         step.pass_on(yielded)

@@ -81,8 +81,8 @@ def watch_loops(pipe):
 
     hosts = {"private": set(), "attached": set()}
     loop_class = gevent.config.loop
-    module = sys.modules[loop_class.__module__]
-    if hasattr(module, "make_private_host"):
+    module = sys.modules.get("asyncio_gevent._carried")
+    if hasattr(loop_class, "_attach"):
         make, attach = module.make_private_host, loop_class._attach
 
         def making(factory):

@@ -1,0 +1,397 @@
+"""Where the hub waits: in a private host, or in the greenlet that runs an asyncio loop.
+
+See `gevent_loop` for the theory.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from asyncio import events
+from collections.abc import Callable
+from os import getpid
+from typing import Any
+from weakref import WeakSet
+
+from greenlet import getcurrent, greenlet
+
+from asyncio_gevent import _compat
+from asyncio_gevent._blocking import blocking_call, is_short_wait
+from asyncio_gevent._compat import get_hub_if_exists
+from asyncio_gevent._gevent_watchers import Callback
+from asyncio_gevent._hosts import (
+    is_foreign,
+    make_private_host,
+    reset_in_child,
+    set_running_loop,
+    use_native_selector,
+)
+from asyncio_gevent._originals import get_ident
+from asyncio_gevent._turns import CALLBACKS, QUEUES, Turns, call_soon, left_to_parent
+
+__all__ = ["CarriedLoop"]
+
+_get_running_loop = events._get_running_loop
+_switch = greenlet.switch
+
+
+class CarriedLoop(Turns):
+    """The part of a `GeventLoop` that knows its hosts."""
+
+    host_factory: Callable[[], Any] | None = None
+
+    def __init__(self, flags: Any = None, default: bool | None = None) -> None:
+        super().__init__(flags, default)
+        _loops.add(self)
+        running = _get_running_loop()
+        if running is not None and is_foreign(running):
+            self._attach(running)
+        else:
+            # Now: its descriptors would otherwise get numbers that a program may have closed and
+            # still use.
+            self._private = make_private_host(type(self).host_factory)
+
+    # --- waking -------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        # Something was added, outside of a turn or in code that an event loop runs.
+        if self._destroyed:
+            return
+        if get_ident() != self._thread:
+            self._wake_threadsafe()
+            return
+        running = _get_running_loop()
+        attached = self._attached
+        if attached is None:
+            if running is not None and is_foreign(running) and running is not self._private:
+                self._attach(running)
+                return
+        elif running is not attached:
+            if running is not None and is_foreign(running) and running is not self._private:
+                self._attach(running)
+                return
+            if running is None and not attached.is_running():
+                self._detach()
+        else:
+            self._watch_for_blocking(getcurrent())
+            if not self._is_wake_sent and self._host is attached:
+                self._is_wake_sent = True
+                if _compat.is_polling(attached, sys._getframe(1)):
+                    attached.call_soon_threadsafe(self._on_wake, attached)
+                else:
+                    call_soon(attached, self._on_wake, attached)
+                return
+        if not self._awake:
+            self._wake_threadsafe()
+
+    def _wake_threadsafe(self) -> None:
+        # What was added has been added before this; see `_move_to`.
+        if self._is_wake_sent:
+            return
+        self._is_wake_sent = True
+        while True:
+            host = self._host
+            if host is None:
+                return  # whoever makes the hub run looks for it first
+            try:
+                host.call_soon_threadsafe(self._on_wake, host)
+            except RuntimeError:
+                if host is not self._host:
+                    continue  # there is another one by now
+                # It is closed, or about to be: the next one looks for it first.
+            return
+
+    # --- hosts --------------------------------------------------------------------------------
+
+    def _move_to(self, host: Any) -> None:
+        # The order matters to `_wake_threadsafe`: first the new host, then the flag, and the new
+        # host's first turn looks at everything.
+        old = self._host
+        if old is host:
+            self._is_wake_sent = False
+            return
+        if self._armed is not None:
+            self._armed.cancel()
+            self._armed = None
+        for descriptor in {*self._watched, *self._changed}:
+            if descriptor.registered:
+                if old is None or old.is_closed():
+                    descriptor.registered = 0
+                else:
+                    self._unregister(old, descriptor)
+            self._changed.add(descriptor)
+        self._host = host
+        self._is_wake_sent = False
+
+    def _note_running_loop(self, previous: Any, running: Any) -> None:
+        # The running event loop of this thread has changed.
+        if running is not None:
+            if running is not self._attached and running is not self._private:
+                if is_foreign(running) and not self._destroyed:
+                    self._attach(running)
+        elif previous is not None and previous is self._attached:
+            self._detach()
+
+    def _attach(self, host: Any) -> None:
+        # In the greenlet that runs it, or in something that it has switched to.
+        current = getcurrent()
+        hub = get_hub_if_exists()
+        if current is hub:
+            return  # somebody runs an event loop in a callback of the hub, which stands still
+        attached = self._attached
+        if attached is not None:
+            self._release_carrier()
+            if attached.is_running():
+                self._outer.append((attached, self._carrier))
+        use_native_selector(host)
+        self._attached = host
+        self._carrier = None
+        self._watch_for_blocking(current)
+        self._move_to(host)
+        self._awake = False
+        self._is_wake_sent = True
+        call_soon(host, self._on_wake, host)
+
+    def _detach(self) -> None:
+        # It does not run any more.
+        host = self._attached
+        self._release_carrier()
+        self._attached = self._carrier = None
+        while self._outer:
+            outer, carrier = self._outer.pop()
+            if outer.is_running():
+                self._attached = outer
+                self._carrier = carrier
+                self._hold(carrier)
+                break
+        if self._host is host:
+            self._move_to(self._attached)
+        if self._attached is not None:
+            self._is_wake_sent = True
+            self._attached.call_soon_threadsafe(self._on_wake, self._attached)
+
+    @property
+    def attached(self) -> Any:
+        """The asyncio loop that runs in this OS thread and carries the hub, or None."""
+        attached = self._attached
+        if attached is None:
+            running = _get_running_loop()
+            if running is not None:
+                self._wake()
+                attached = self._attached
+        return attached
+
+    # --- the carrier --------------------------------------------------------------------------
+
+    def _watch_for_blocking(self, current: Any) -> None:
+        # Whoever runs in the event loop now cannot wait in the hub. gevent calls `switch_out` of
+        # a greenlet that is about to, if it has one.
+        if getattr(current, "switch_out", None) is None:
+            self._hold(current)
+            if self._carrier is None:
+                self._carrier = current
+
+    def _hold(self, carrier: Any) -> None:
+        carrier.switch_out = self._on_block
+
+    def _release_carrier(self) -> None:
+        carrier = self._carrier
+        if carrier is not None:
+            carrier.__dict__.pop("switch_out", None)
+
+    def _carry(self, request: tuple[Any, int]) -> None:
+        # A handle of the attached event loop, in the greenlet that runs it: have the hub do this,
+        # and whatever else is due.
+        host = self._attached
+        current = getcurrent()
+        if current is not self._carrier:
+            self._release_carrier()
+            self._carrier = current
+            self._hold(current)
+        hub = get_hub_if_exists()
+        if hub is None or hub.loop is not self or hub is current:
+            return
+        self._request = request
+        self._waiting = current
+        self._awake = True
+        set_running_loop(None)
+        try:
+            _switch(hub)
+        finally:
+            set_running_loop(host)
+            if self._waiting is current:
+                # Something was thrown into it, and the turn is not over.
+                self._waiting = None
+                self._awake = False
+                self._go_on(host)
+
+    def _on_block(self) -> None:
+        # A greenlet that the attached event loop runs is about to wait in the hub; in it.
+        host = self._attached
+        current = getcurrent()
+        if host is None or _get_running_loop() is not host:
+            # It does not run any more, and we have not heard of it.
+            current.__dict__.pop("switch_out", None)
+            self._wake()
+            return
+        frame = sys._getframe(1)
+        if not is_short_wait(frame):
+            raise blocking_call(
+                frame,
+                "in a coroutine or callback of an event loop, which carries gevent's hub and could "
+                "not go on meanwhile. Call it in a greenlet, `await asyncio_gevent.sync_to_async("
+                "function)(...)`, or make the coroutine one that may block: `@asyncio_gevent."
+                "green`, or `loop.set_task_factory(asyncio_gevent.green_task_factory)` for all",
+            )
+        task = _compat.current_task(host)
+        if task is not None:
+            _compat.leave_task(host, task)
+        set_running_loop(None)
+        try:
+            # Until it is switched to with what it waits for...
+            value = _switch(get_hub_if_exists())
+        finally:
+            set_running_loop(host)
+            if task is not None:
+                _compat.enter_task(host, task)
+            self._move_to(host)
+            self._is_wake_sent = True
+            call_soon(host, self._on_wake, host)
+        # ... which the hub, to which gevent is going to switch now, gives back.
+        self._callbacks.appendleft(Callback(current.switch, (value,)))
+
+    # --- running ------------------------------------------------------------------------------
+
+    def run(self, nowait: bool = False, once: bool = False) -> None:
+        """Run until no callback is queued and no referenced watcher is active. In the hub.
+
+        Args:
+            nowait: do what is due, and do not wait.
+            once: wait for one event at most.
+        """
+        self._thread = get_ident()
+        self._is_broken = False
+        while not (self._is_broken or self._destroyed):
+            if self._blocked is not None:
+                step, self._blocked = self._blocked, None
+                _switch(step.driver)
+            elif self._request is not None:
+                request, self._request = self._request, None
+                try:
+                    self._turn(*request)
+                    carrier, self._waiting = self._waiting, None
+                    # None if it has left, or if this is a child in which it must not go on.
+                    if carrier is not None:
+                        _switch(carrier)
+                except BaseException:
+                    # Thrown into the hub while it was waiting for the carrier.
+                    self._awake = False
+                    self._report(None)
+            elif self._attached is not None and self._host is self._attached and self._is_needed():
+                # Its carrier waits. Perhaps only for something that is queued.
+                self._turn(CALLBACKS, 0)
+                if self._request is None and self._blocked is None:
+                    self._run_private(nowait, once)
+            elif not self._is_needed() and not self._changed:
+                return
+            else:
+                self._run_private(nowait, once)
+                if nowait or once:
+                    return
+        self._is_broken = False
+
+    def _run_private(self, nowait: bool, once: bool) -> None:
+        host = self._private
+        if host is None or host.is_closed():
+            host = self._private = make_private_host(type(self).host_factory)
+        stalled = self._attached
+        if stalled is not None:
+            # When its carrier goes on, so does it.
+            stalled.call_soon_threadsafe(self._on_return, stalled)
+        self._move_to(host)
+        self._hooks = sys.get_asyncgen_hooks()
+        self._is_wake_sent = True
+        host.call_soon(self._on_start, host, nowait, once)
+        outside = _get_running_loop()
+        if outside is not None:
+            set_running_loop(None)
+        try:
+            host.run_forever()
+        except BaseException:
+            # Of a signal handler, KeyboardInterrupt say, or thrown into the hub.
+            self._awake = False
+            self._is_wake_sent = False
+            self._report(None)
+        finally:
+            self._is_once = False
+            if outside is not None:
+                set_running_loop(outside)
+
+    def _hide_private(self) -> None:
+        # The greenlets are not part of the private host: they may run other event loops.
+        set_running_loop(None)
+        sys.set_asyncgen_hooks(*self._hooks)
+
+    def _on_start(self, host: Any, nowait: bool, once: bool) -> None:
+        self._hide_private()
+        # What is queued is called before the first poll, and all else after it.
+        self._is_wake_sent = False
+        self._turn(CALLBACKS, 0)
+        if nowait:
+            host.call_soon(host.stop)  # after a poll, and what it has found
+        self._is_once = once  # the next turn is the last
+
+    def _on_return(self, host: Any) -> None:
+        # The carrier, which was stalled, runs its event loop again.
+        if host is self._attached:
+            self._move_to(host)
+            self._carry((QUEUES, 0))
+
+    # --- forks ----------------------------------------------------------------------------------
+
+    def reinit(self) -> None:
+        """Go on in a forked child, without a trace in the parent's selector.
+
+        It happens by itself, whoever forks.
+        """
+        if self._destroyed or self._process == getpid():
+            return  # of gevent.os.fork(), after `_after_in_child`
+        self._process = getpid()
+        self._thread = get_ident()
+        self._children.after_fork()
+        self._outer = [outer for outer in self._outer if reset_in_child(outer[0])]
+        if self._attached is not None and not reset_in_child(self._attached):
+            self._leave_to_parent(self._attached)
+            self._release_carrier()
+            self._attached = self._carrier = self._waiting = None
+        if self._private is not None and not reset_in_child(self._private):
+            self._leave_to_parent(self._private)
+            self._private = None
+        for watcher in [*self._forks]:
+            self._fed.append((watcher, 0))
+        self._is_wake_sent = False
+        self._wake()
+
+    def _leave_to_parent(self, host: Any) -> None:
+        # In the child. To close it, or anything of it, would change what the parent polls.
+        left_to_parent.append(host)
+        if self._host is host:
+            self._host = self._armed = None
+            self._changed |= self._watched
+            for descriptor in self._changed:
+                descriptor.registered = 0
+
+
+#: All of this process, for its forked children.
+_loops: WeakSet[CarriedLoop] = WeakSet()
+
+
+def _after_in_child() -> None:
+    # Also for those who fork without gevent's knowledge, as multiprocessing does. libev finds out
+    # by itself (EVFLAG_FORKCHECK).
+    for each in [*_loops]:
+        if each._thread == get_ident():
+            each.reinit()
+
+
+os.register_at_fork(after_in_child=_after_in_child)

@@ -1,0 +1,527 @@
+"""Turns: all that a gevent loop does while its host does not wait.
+
+A `Turns` keeps everything that gevent waits for: queued callbacks, a heap of timers, descriptors,
+signals, children. A handle of the host begins a turn, in which what is due is done, and before it
+ends the host is told what to wait for next: one timer, and the descriptors that have changed.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+import traceback
+from asyncio import events
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from heapq import heapify, heappop
+from itertools import count
+from os import getpid
+from time import monotonic
+from typing import Any
+from weakref import WeakValueDictionary
+
+from gevent.exceptions import HubDestroyed
+
+from asyncio_gevent._gevent_watchers import (
+    EVENTS,
+    READ,
+    WRITE,
+    Async,
+    Callback,
+    Check,
+    Children,
+    Descriptor,
+    Fork,
+    Idle,
+    Io,
+    Prepare,
+    Timer,
+    Watcher,
+)
+from asyncio_gevent._originals import get_ident
+
+__all__ = ["CALLBACKS", "QUEUES", "TIMERS", "Turns", "call_soon", "left_to_parent"]
+
+#: Callbacks after which a turn looks whether it has taken too long, as gevent's loops do.
+CALLBACKS_BETWEEN_LOOKS = 50
+
+#: Stopped timers that the heap may hold before it is looked through for them.
+STOPPED_TIMERS = 64
+
+#: Seconds that a host is asked to wait at most: uvloop takes only so much.
+LONGEST_WAIT = 24 * 3600.0
+_get_running_loop = events._get_running_loop
+
+# Kinds of turns, besides descriptors; see `Turns._turn`.
+TIMERS = "timers"
+QUEUES = "queues"
+CALLBACKS = "callbacks"
+
+#: uvloops that a forked child must not touch, not even to close them.
+left_to_parent: list[Any] = []
+
+
+def call_soon(host: Any, function: Callable[..., Any], *args: Any) -> None:
+    """Have an event loop of this OS thread call this."""
+    try:
+        host.call_soon(function, *args)
+    except RuntimeError:
+        # In debug mode asyncio compares identifiers of threads, which are greenlets' after
+        # patching.
+        host.call_soon_threadsafe(function, *args)
+
+
+class Turns:
+    """The part of a `GeventLoop` that waits for nothing."""
+
+    def __init__(self, flags: Any = None, default: bool | None = None) -> None:
+        self.error_handler: Any = None
+        self._is_default = default is None or bool(default)
+        self._destroyed = False
+        self._thread = get_ident()
+        self._process = getpid()
+        self._references = 0
+        self._callbacks: deque[Any] = deque()
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._next_number = count().__next__
+        self._stopped_timers = 0
+        self._timers_to_purge = STOPPED_TIMERS
+        self._descriptors: WeakValueDictionary[int, Descriptor] = WeakValueDictionary()
+        self._watched: set[Descriptor] = set()
+        self._changed: set[Descriptor] = set()
+        self._feeding: set[Descriptor] = set()
+        self._fed: deque[tuple[Watcher, int]] = deque()
+        self._sent: deque[Async] = deque()
+        self._asyncs: set[Async] = set()
+        self._checks: list[Check] = []
+        self._prepares: list[Prepare] = []
+        self._idles: list[Idle] = []
+        self._forks: list[Fork] = []
+        self._is_quiet = False
+        self._children = Children(self)
+        self._now = monotonic()
+        self._awake = False
+        self._is_broken = False
+        self._is_once = False
+        self._host: Any = None
+        self._private: Any = None
+        self._attached: Any = None
+        self._carrier: Any = None
+        self._outer: list[tuple[Any, Any]] = []
+        self._request: tuple[Any, int] | None = None
+        self._waiting: Any = None
+        self._blocked: Any = None
+        self._armed: Any = None
+        self._armed_for = 0.0
+        self._is_wake_sent = False
+        self._hooks: Any = (None, None)
+        # Each is asked for by every sleep, socket or call: what they would add is a call.
+        self.timer: Callable[..., Timer] = partial(Timer, self)
+        self.io: Callable[..., Io] = partial(Io, self)
+
+    # --- what is not known here -----------------------------------------------------------------
+
+    def run(self, nowait: bool = False, once: bool = False) -> None:
+        raise NotImplementedError
+
+    def _wake(self) -> None:
+        raise NotImplementedError
+
+    def _wake_threadsafe(self) -> None:
+        raise NotImplementedError
+
+    def _carry(self, request: tuple[Any, int]) -> None:
+        raise NotImplementedError
+
+    def _hide_private(self) -> None:
+        raise NotImplementedError
+
+    # --- callbacks ----------------------------------------------------------------------------
+
+    def run_callback(self, func: Callable[..., Any], *args: Any) -> Callback:
+        """Call this in the next turn, in the hub. Does not block. From the loop's OS thread."""
+        pending = Callback(func, args)
+        self._callbacks.append(pending)
+        if not self._awake or _get_running_loop() is not None:
+            self._wake()
+        return pending
+
+    def run_callback_threadsafe(self, func: Callable[..., Any], *args: Any) -> Callback:
+        """The same, from any OS thread."""
+        pending = Callback(func, args)
+        self._callbacks.append(pending)
+        self._wake_threadsafe()
+        return pending
+
+    # --- turns --------------------------------------------------------------------------------
+
+    def _on_wake(self, host: Any) -> None:
+        if host is self._host:
+            self._is_wake_sent = False
+            self._begin_turn(host, QUEUES, 0)
+
+    def _on_timer(self, host: Any) -> None:
+        if host is self._host:
+            self._armed = None
+            self._begin_turn(host, TIMERS, 0)
+
+    def _on_ready(self, host: Any, descriptor: Descriptor, revents: int) -> None:
+        if host is self._host:
+            self._begin_turn(host, descriptor, revents)
+
+    def _begin_turn(self, host: Any, kind: Any, revents: int) -> None:
+        # A handle of the host.
+        if host is self._attached:
+            self._carry((kind, revents))
+            return
+        if _get_running_loop() is not None:
+            self._hide_private()
+        self._turn(kind, revents)
+        if host in left_to_parent:
+            # A greenlet has forked, and this is the child, in which the parent's uvloop must do
+            # nothing any more.
+            if not self._is_broken:
+                self.run()
+            host.stop()
+
+    def _turn(self, kind: Any, revents: int) -> None:
+        """Do what is due. In the hub.
+
+        Args:
+            kind: a descriptor that is ready, `TIMERS`, `QUEUES` (of what watchers of other
+                kinds are to fire) or `CALLBACKS`. Queued callbacks are called in all turns but
+                those of a descriptor.
+            revents: what the descriptor is ready for.
+        """
+        # Each by its own handle of the host, which calls those of descriptors before those of
+        # timers. It is the order of libev, and gevent's wait(timeout=0) relies on it.
+        self._awake = True
+        done = is_descriptor = type(kind) is Descriptor
+        self._now = now = monotonic()
+        if self._checks:
+            for check in [*self._checks]:
+                check.hops += kind is QUEUES
+                if check.active and check.has_polled():
+                    self._fire(check, 0)
+        if done:
+            self._fire_descriptor(kind, revents)
+        if kind is TIMERS:
+            timers = self._timers
+            if timers and timers[0][0] <= now:
+                done = True
+                self._fire_timers(now)
+        elif kind is QUEUES:
+            if self._fed:
+                done = True
+                self._fire_fed()
+            if self._sent:
+                done = True
+                self._fire_sent()
+            if self._feeding:
+                done = True
+                for each in [*self._feeding]:
+                    self._fire_descriptor(each, READ | WRITE)
+        if self._idles:
+            self._fire_idles(done or bool(self._callbacks))
+        if self._prepares:
+            for prepare in [*self._prepares]:
+                if prepare.active:
+                    self._fire(prepare, 0)
+        # After all the descriptors that one poll has found: select() is to return all of them.
+        if self._callbacks and not is_descriptor:
+            self._run_callbacks()
+        # One of the callbacks may close a descriptor: no host is told of it before.
+        self._end_turn(is_descriptor and bool(self._callbacks))
+
+    def _run_callbacks(self) -> None:
+        # Those that they add as well, for as long as a thread may keep the interpreter: chains of
+        # them are how greenlets talk, and a poll between any two would cost more than they do.
+        callbacks = self._callbacks
+        popleft = callbacks.popleft
+        ends = monotonic() + sys.getswitchinterval()
+        left = CALLBACKS_BETWEEN_LOOKS
+        while callbacks:
+            pending = popleft()
+            function = pending.callback
+            if function is None:
+                continue
+            pending.callback = None
+            try:
+                function(*pending.args)
+            except BaseException:
+                self._report(pending)
+            # gevent looks at this: the function has returned.
+            pending.args = None
+            left -= 1
+            if not left:
+                if monotonic() >= ends:
+                    break
+                left = CALLBACKS_BETWEEN_LOOKS
+
+    def _fire_timers(self, now: float) -> None:
+        timers = self._timers
+        while timers and timers[0][0] <= now:
+            entry = heappop(timers)
+            timer = entry[2]
+            if timer._entry is not entry:
+                self._stopped_timers -= 1
+                continue
+            if timer._repeat:
+                timer._repeat_from(now)
+            else:
+                # It is over before its callback, which may start it again.
+                timer.active = False
+                timer._entry = None
+                if timer._ref:
+                    self._references -= 1
+            try:
+                timer._callback(*(timer._args or ()))
+            except BaseException:
+                self._report(timer)
+            if not timer.active:
+                timer._callback = timer._args = None
+
+    def _purge_timers(self) -> None:
+        # More than half of them are stopped: socket timeouts that were not needed, say.
+        timers = [entry for entry in self._timers if entry[2]._entry is entry]
+        heapify(timers)
+        self._timers[:] = timers
+        self._stopped_timers = 0
+        self._timers_to_purge = max(STOPPED_TIMERS, len(timers))
+
+    def _fire_descriptor(self, descriptor: Descriptor, revents: int) -> None:
+        watchers = descriptor.watchers
+        for watcher in [*watchers] if len(watchers) > 1 else watchers[:1]:
+            happened = watcher._events & revents
+            if happened and watcher.active:
+                self._fire(watcher, happened)
+
+    def _fire_idles(self, done: bool) -> None:
+        # When there was nothing else to do between two turns: what a host has found by polling
+        # comes after the turn that was to follow.
+        if done or self._changed:
+            self._is_quiet = False
+        elif not self._is_quiet:
+            self._is_quiet = True
+        else:
+            for idle in [*self._idles]:
+                if idle.active:
+                    self._fire(idle, 0)
+
+    def _fire_fed(self) -> None:
+        fed = self._fed
+        for _ in range(len(fed)):
+            watcher, revents = fed.popleft()
+            if watcher.active:
+                self._fire(watcher, revents)
+
+    def _fire_sent(self) -> None:
+        sent = self._sent
+        for _ in range(len(sent)):
+            watcher = sent.popleft()
+            watcher._is_pending = False
+            if watcher.active:
+                self._fire(watcher, 0)
+
+    def _fire(self, watcher: Any, revents: int) -> None:
+        args = watcher._args or ()
+        if args and args[0] is EVENTS:
+            args = (revents, *args[1:])
+        try:
+            watcher._callback(*args)
+        except BaseException:
+            self._report(watcher)
+            if type(watcher) is Io:
+                watcher.stop()
+
+    def _feed(self, watcher: Watcher, revents: int) -> None:
+        self._fed.append((watcher, revents))
+        if not self._awake or _get_running_loop() is not None:
+            self._wake()
+
+    # --- between turns ------------------------------------------------------------------------
+
+    def _end_turn(self, goes_on: bool) -> None:
+        host = self._host
+        if self._changed and host is not None and not goes_on:
+            self._tell_host(host)
+        self._awake = False
+        if host is None:
+            return
+        timers = self._timers
+        while timers and timers[0][2]._entry is not timers[0]:
+            heappop(timers)
+            self._stopped_timers -= 1
+        private = self._private
+        if host is not private:
+            # The hub is in the private host if somebody has begun to run another one in this turn.
+            if private is not None and private.is_running():
+                private.stop()
+        elif self._is_broken or self._is_once or self._blocked is not None or not self._is_needed():
+            private.stop()
+            return
+        if self._callbacks or self._idles or self._fed or self._sent or self._feeding:
+            self._go_on(host)
+        elif self._checks and not self._checks[-1].has_polled():
+            self._go_on(host)
+        if timers:
+            when = timers[0][0]
+            if self._armed is None or when < self._armed_for:
+                self._arm(host, when)
+        elif self._armed is not None:
+            self._armed.cancel()
+            self._armed = None
+
+    def _is_needed(self) -> bool:
+        return bool(self._references > 0 or self._callbacks or self._fed)
+
+    def _go_on(self, host: Any) -> None:
+        # Another turn, once the host has polled.
+        if not self._is_wake_sent:
+            self._is_wake_sent = True
+            call_soon(host, self._on_wake, host)
+
+    def _arm(self, host: Any, when: float) -> None:
+        if self._armed is not None:
+            self._armed.cancel()
+            self._armed = None
+        self._armed_for = when
+        delay = when - monotonic()
+        if type(host).__module__ == "uvloop":
+            if delay <= 0.0:
+                # It would call it before it polls.
+                self._armed = host.call_soon(self._arm_again, host)
+                return
+            # It counts milliseconds, to the nearest one: not to find that it is too early.
+            delay = (int(delay * 1000.0) + 1) / 1000.0
+        self._armed = host.call_later(min(max(delay, 0.0), LONGEST_WAIT), self._on_timer, host)
+
+    def _arm_again(self, host: Any) -> None:
+        if host is self._host:
+            self._armed = host.call_soon(self._on_timer, host)
+
+    def _tell_host(self, host: Any) -> None:
+        changed = self._changed
+        while changed:
+            descriptor = changed.pop()
+            try:
+                self._register(host, descriptor)
+            except BaseException as error:
+                # Whoever waits finds out what is wrong with it when he uses it.
+                descriptor.registered = 0
+                descriptor.is_feeding = True
+                self._feeding.add(descriptor)
+                if not isinstance(error, OSError) or error.errno not in (
+                    errno.EPERM,
+                    errno.EBADF,
+                    errno.ENOENT,
+                    errno.EEXIST,
+                ):
+                    self._report(descriptor.watchers[0] if descriptor.watchers else None)
+
+    def _register(self, host: Any, descriptor: Descriptor) -> None:
+        wanted = descriptor.wanted
+        if descriptor.is_feeding:
+            if wanted and not descriptor.is_renewed:
+                self._feeding.add(descriptor)
+                return
+            self._feeding.discard(descriptor)
+            descriptor.is_feeding = False
+        registered = descriptor.registered
+        fd = descriptor.fd
+        if descriptor.is_renewed:
+            descriptor.is_renewed = False
+            if registered:
+                self._unregister(host, descriptor)
+                registered = 0
+        if registered & ~wanted & READ:
+            host.remove_reader(fd)
+        if registered & ~wanted & WRITE:
+            host.remove_writer(fd)
+        descriptor.registered = registered & wanted
+        if wanted & ~registered & READ:
+            host.add_reader(fd, self._on_ready, host, descriptor, READ)
+            descriptor.registered |= READ
+        if wanted & ~registered & WRITE:
+            host.add_writer(fd, self._on_ready, host, descriptor, WRITE)
+            descriptor.registered |= WRITE
+
+    @staticmethod
+    def _unregister(host: Any, descriptor: Descriptor) -> None:
+        # Both, whatever becomes of the first: somebody may have closed the descriptor.
+        registered, descriptor.registered = descriptor.registered, 0
+        for bit, remove in ((READ, host.remove_reader), (WRITE, host.remove_writer)):
+            if registered & bit:
+                try:
+                    remove(descriptor.fd)
+                except (OSError, ValueError, RuntimeError):
+                    pass
+
+    def _find_descriptor(self, fd: int) -> Descriptor:
+        # For a new watcher. It may be another file than the last time.
+        descriptor = self._descriptors.get(fd)
+        if descriptor is None:
+            self._descriptors[fd] = descriptor = Descriptor(fd)
+        elif descriptor.registered or descriptor.is_feeding:
+            descriptor.is_renewed = True
+        return descriptor
+
+    def _let_go(self, fd: int) -> None:
+        # It is about to be closed.
+        descriptor = self._descriptors.get(fd)
+        if descriptor is not None:
+            if self._host is not None and descriptor.registered:
+                self._unregister(self._host, descriptor)
+            self._feeding.discard(descriptor)
+            self._changed.discard(descriptor)
+
+    def closing_fd(self, fd: int) -> bool:
+        """Have all active watchers of a descriptor fire soon, which is about to be closed.
+
+        Returns:
+            Whether there are any.
+        """
+        descriptor = self._descriptors.get(fd)
+        if descriptor is None:
+            return False
+        self._let_go(fd)
+        watchers = [*descriptor.watchers]
+        for watcher in watchers:
+            self._feed(watcher, watcher._events)
+        return bool(watchers)
+
+    # --- errors -------------------------------------------------------------------------------
+
+    def _report(self, context: Any) -> None:
+        # Nothing escapes, whatever the handler does.
+        try:
+            self.handle_error(context, *sys.exc_info())
+        except BaseException:
+            try:
+                print("Exception while handling another error", file=sys.stderr)
+                traceback.print_exc()
+            except BaseException:
+                pass
+        self._awake = True
+
+    def handle_error(self, context: Any, type: Any, value: Any, tb: Any) -> None:
+        """Give an exception to the hub."""
+        if type is HubDestroyed:
+            self._callbacks.clear()
+            self.break_()
+            return
+        handler = self.error_handler
+        if handler is None:
+            # As gevent's loops do, which end then.
+            traceback.print_exception(type, value, tb)
+            self.break_()
+        else:
+            # Looked up each time: programs replace it.
+            getattr(handler, "handle_error", handler)(context, type, value, tb)
+
+    def break_(self, how: Any = None) -> None:
+        """Have `run` return."""
+        self._is_broken = True
+        if self._private is not None and self._private.is_running():
+            self._private.stop()
