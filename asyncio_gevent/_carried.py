@@ -144,6 +144,7 @@ class CarriedLoop(Turns):
             if attached.is_running():
                 self._outer.append((attached, self._carrier))
         use_native_selector(host)
+        _compat.check_native_thread(host)
         self._attached = host
         self._carrier = None
         self._watch_for_blocking(current)

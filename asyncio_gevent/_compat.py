@@ -25,7 +25,7 @@ import gevent.timeout
 import greenlet
 import zope.interface
 
-from asyncio_gevent._originals import NativeRLock
+from asyncio_gevent._originals import NativeRLock, get_ident
 
 __all__ = [
     "DEBUG_STACK_DEPTH",
@@ -48,6 +48,7 @@ __all__ = [
     "base_events",
     "call_in_hub",
     "cancel_all_tasks",
+    "check_native_thread",
     "chosen_child_watcher",
     "convert_future_exception",
     "current_task",
@@ -255,6 +256,24 @@ def replace_selector(loop: Any, selector: Any) -> None:
         except (OSError, ValueError):
             pass  # somebody has closed it
     loop._selector = selector
+
+
+def check_native_thread(loop: Any) -> None:
+    """Have a standard event loop in debug mode compare OS threads.
+
+    It compares what ``threading.get_ident()`` gives, which is another number in each greenlet
+    after patching, so that it would refuse every call from greenlets of its own thread.
+    """
+    if hasattr(loop, "_check_thread"):
+        thread = get_ident()
+
+        def check_thread() -> None:
+            if get_ident() != thread and loop.is_running():
+                raise RuntimeError(
+                    "Non-thread-safe operation invoked on an event loop other than the current one"
+                )
+
+        loop._check_thread = check_thread
 
 
 def exception_of_throw(args: tuple[Any, ...]) -> BaseException:
