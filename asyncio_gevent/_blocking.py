@@ -10,7 +10,7 @@ __all__ = ["blocking_call", "is_short_wait"]
 
 #: Modules that wait for their own locks and threads, which are gevent's after patching, for the
 #: moment that it takes the other side. Nobody can be told to write them differently.
-_PATIENT = ("logging", "concurrent.futures.", "asyncio.")
+_PATIENT = ("logging", "concurrent.futures.")
 
 
 def blocking_call(frame: Any, problem: str) -> BlockingCallError:
@@ -45,6 +45,8 @@ def is_short_wait(frame: Any) -> bool:
             if frame.f_code.co_name == "start":
                 return True  # Thread.start(), for the thread to have begun
         elif not name.startswith("gevent."):
+            if name == "asyncio.base_events":  # for the threads of its executor
+                return bool(frame.f_code.co_name == "shutdown_default_executor")
             return str(name).startswith(_PATIENT)
         frame = frame.f_back
     return False

@@ -63,11 +63,11 @@ class CarriedLoop(Turns):
         running = _get_running_loop()
         attached = self._attached
         if attached is None:
-            if running is not None and is_foreign(running) and running is not self._private:
+            if running is not None and is_foreign(running):
                 self._attach(running)
                 return
         elif running is not attached:
-            if running is not None and is_foreign(running) and running is not self._private:
+            if running is not None and is_foreign(running):
                 self._attach(running)
                 return
             if running is None and not attached.is_running():
@@ -126,9 +126,8 @@ class CarriedLoop(Turns):
     def _note_running_loop(self, previous: Any, running: Any) -> None:
         # The running event loop of this thread has changed.
         if running is not None:
-            if running is not self._attached and running is not self._private:
-                if is_foreign(running) and not self._destroyed:
-                    self._attach(running)
+            if running is not self._attached and is_foreign(running) and not self._destroyed:
+                self._attach(running)
         elif previous is not None and previous is self._attached:
             self._detach()
 
@@ -156,6 +155,7 @@ class CarriedLoop(Turns):
     def _detach(self) -> None:
         # It does not run any more.
         host = self._attached
+        _compat.check_as_before(host)
         self._release_carrier()
         self._attached = self._carrier = None
         while self._outer:
@@ -164,6 +164,8 @@ class CarriedLoop(Turns):
                 self._attached = outer
                 self._carrier = carrier
                 self._hold(carrier)
+                if carrier in self._waiting:
+                    self._request = QUEUES, 0  # its turn, in which all this has happened, is over
                 break
         if self._host is host:
             self._move_to(self._attached)
@@ -213,16 +215,16 @@ class CarriedLoop(Turns):
         if hub is None or hub.loop is not self or hub is current:
             return
         self._request = request
-        self._waiting = current
+        self._waiting.append(current)
         self._awake = True
         set_running_loop(None)
         try:
             _switch(hub)
         finally:
             set_running_loop(host)
-            if self._waiting is current:
+            if current in self._waiting:
                 # Something was thrown into it, and the turn is not over.
-                self._waiting = None
+                self._waiting.remove(current)
                 self._awake = False
                 self._go_on(host)
 
@@ -272,44 +274,68 @@ class CarriedLoop(Turns):
         """
         self._thread = get_ident()
         self._is_broken = False
+        while True:
+            self._serve()
+            if self._is_broken or not (self._is_needed() or self._changed):
+                break
+            self._run_private(nowait, once)
+            if nowait or once:
+                break
+        self._is_broken = False
+
+    def _serve(self) -> None:
+        # Do what carriers want, until the hub is to wait by itself.
         while not (self._is_broken or self._destroyed):
-            if self._blocked is not None:
-                step, self._blocked = self._blocked, None
-                _switch(step.driver)
+            if self._blocked:
+                _switch(self._blocked.pop())
             elif self._request is not None:
                 request, self._request = self._request, None
                 try:
                     self._turn(*request)
-                    carrier, self._waiting = self._waiting, None
-                    # None if it has left, or if this is a child in which it must not go on.
-                    if carrier is not None:
-                        _switch(carrier)
+                    # It may have left, or must not go on, in a child. Or a greenlet has begun to
+                    # run another event loop meanwhile.
+                    if self._request is None and self._carrier in self._waiting:
+                        self._waiting.remove(self._carrier)
+                        _switch(self._carrier)
                 except BaseException:
                     # Thrown into the hub while it was waiting for the carrier.
                     self._awake = False
                     self._report(None)
-            elif self._attached is not None and self._host is self._attached and self._is_needed():
+            elif self._attached is not None and self._host is self._attached and self._callbacks:
                 # Its carrier waits. Perhaps only for something that is queued.
                 self._turn(CALLBACKS, 0)
-                if self._request is None and self._blocked is None:
-                    self._run_private(nowait, once)
-            elif not self._is_needed() and not self._changed:
-                return
             else:
-                self._run_private(nowait, once)
-                if nowait or once:
-                    return
-        self._is_broken = False
+                break
 
-    def _run_private(self, nowait: bool, once: bool) -> None:
-        host = self._private
-        if host is None or host.is_closed():
-            host = self._private = make_private_host(type(self).host_factory)
+    def _leave_private(self, host: Any) -> None:
+        # In a handle of the private host: another event loop runs. The hub serves it from here,
+        # so that the private host ends, or goes on, after that has ended: what they both change
+        # of the thread, and take back, such as the descriptor for signals, is nested.
+        if host in left_to_parent:
+            # A greenlet has forked, and this is the child, in which the parent's uvloop must do
+            # nothing any more.
+            if not self._is_broken:
+                self.run()
+            host.stop()
+            return
+        self._serve()
+        if not self._destroyed:
+            self._wait_in(host)
+            self._end_turn(False)
+
+    def _wait_in(self, host: Any) -> None:
+        # A private host, also while the carrier of another one waits in the hub.
         stalled = self._attached
         if stalled is not None:
             # When its carrier goes on, so does it.
             stalled.call_soon_threadsafe(self._on_return, stalled)
         self._move_to(host)
+
+    def _run_private(self, nowait: bool, once: bool) -> None:
+        host = self._private
+        if host is None or host.is_closed():
+            host = self._private = make_private_host(type(self).host_factory)
+        self._wait_in(host)
         self._hooks = sys.get_asyncgen_hooks()
         self._is_wake_sent = True
         host.call_soon(self._on_start, host, nowait, once)
@@ -334,10 +360,9 @@ class CarriedLoop(Turns):
         sys.set_asyncgen_hooks(*self._hooks)
 
     def _on_start(self, host: Any, nowait: bool, once: bool) -> None:
-        self._hide_private()
         # What is queued is called before the first poll, and all else after it.
         self._is_wake_sent = False
-        self._turn(CALLBACKS, 0)
+        self._begin_turn(host, CALLBACKS, 0)
         if nowait:
             host.call_soon(host.stop)  # after a poll, and what it has found
         self._is_once = once  # the next turn is the last
@@ -364,7 +389,8 @@ class CarriedLoop(Turns):
         if self._attached is not None and not reset_in_child(self._attached):
             self._leave_to_parent(self._attached)
             self._release_carrier()
-            self._attached = self._carrier = self._waiting = None
+            self._attached = self._carrier = None
+            self._waiting.clear()
         if self._private is not None and not reset_in_child(self._private):
             self._leave_to_parent(self._private)
             self._private = None

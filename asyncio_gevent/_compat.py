@@ -48,6 +48,7 @@ __all__ = [
     "base_events",
     "call_in_hub",
     "cancel_all_tasks",
+    "check_as_before",
     "check_native_thread",
     "chosen_child_watcher",
     "convert_future_exception",
@@ -274,6 +275,11 @@ def check_native_thread(loop: Any) -> None:
                 )
 
         loop._check_thread = check_thread
+
+
+def check_as_before(loop: Any) -> None:
+    """Undo `check_native_thread`."""
+    getattr(loop, "__dict__", {}).pop("_check_thread", None)
 
 
 def exception_of_throw(args: tuple[Any, ...]) -> BaseException:

@@ -31,6 +31,7 @@ from asyncio_gevent._waiting import (
     as_coroutine,
     call_in_loop,
     can_suspend,
+    carries_hub,
     check_awaitable,
     check_running,
     describe,
@@ -137,11 +138,16 @@ def _refuse_to_suspend(awaitable: Any, loop: Any) -> None:
             "await_() would block a step of an event loop that was made with suspend=False: "
             "`await` it in a coroutine, or let steps be suspended: `EventLoop()`"
         )
-    raise RuntimeError(
+    problem = (
         f"await_() was called below a task of {loop!r}, which cannot go on while a function that "
-        "it calls waits: `await` it in a coroutine, or run the program with "
-        "`asyncio_gevent.run(main())`"
+        "it calls waits: `await` it in a coroutine"
     )
+    if carries_hub(loop):
+        raise BlockingCallError(
+            f"{problem}, call the function in a greenlet, `await sync_to_async(function)(...)`, or "
+            "let the coroutine block: `@asyncio_gevent.green`"
+        )
+    raise RuntimeError(f"{problem}, or run the program with `asyncio_gevent.run(main())`")
 
 
 def wait_for(awaitable: Any, loop: Any, running: Any, autocancel: bool = True) -> Any:

@@ -5,15 +5,18 @@ steps of a green task run in a greenlet of the task's own, a `Step`, which can. 
 whichever greenlet runs the event loop, switches to it and gets back what the coroutine yields.
 
 When code in the step blocks, gevent goes to the hub, after it has told the step (``switch_out``).
-The hub switches to the driver, and the task awaits a future. Whatever gevent does to wake the step
-calls ``switch`` or ``throw`` of it, which only note that and resolve the future: the task's next
-step then goes on where the code has blocked. For asyncio it is a task that awaits a future: cancel,
-timeouts and ``current_task()`` need nothing special.
+The hub switches to the driver, and the task awaits a future, its *waker*. For asyncio it is a task
+that awaits a future: cancel, timeouts and ``current_task()`` need nothing special.
+
+Whatever gevent does to wake the step calls ``switch`` or ``throw`` of it, in the hub, and the
+blocked code goes on right there, as gevent's locks rely on; the event loop and the task are set as
+the current ones meanwhile. When the coroutine yields or ends, that is noted, the waker is
+resolved, and the task gets it in its next step.
 
     state       the step's greenlet                            the task goes on by
-    IDLE        waits for work, in `Step._run`                 `work`, and a switch
-    PASSING     is in `Step.pass_on`, for `await_()`           a switch with the result
-    BLOCKED     is in gevent's ``hub.switch()``                a switch with what was noted
+    IDLE        waits for work, in `Step.run`                  `work`, and a switch
+    PASSING     is in `Step.pass_on`, for `await_()`           a switch
+    BLOCKED     is in gevent's ``hub.switch()``                its waker
 
 Something that gevent throws into a step which is not blocked, that is, whose task awaits, cancels
 what the task awaits, and is raised there instead of ``CancelledError``: ``gevent.Timeout`` works
@@ -35,6 +38,7 @@ from greenlet import getcurrent, greenlet
 
 from asyncio_gevent import _compat
 from asyncio_gevent._compat import exception_of_throw, get_hub_if_exists
+from asyncio_gevent._hosts import set_running_loop
 from asyncio_gevent._originals import native_local
 from asyncio_gevent.exceptions import BlockingCallError
 
@@ -60,17 +64,16 @@ class Step(greenlet):  # type: ignore[misc]
     """The greenlet in which the steps of one green task run, one after the other.
 
     Attributes:
-        driver: the greenlet that waits for what the coroutine yields.
+        driver: the greenlet that has switched to it.
         state: see above.
         work: what to call, and with what.
-        note: how gevent has woken it, ``switch`` or ``throw`` of a greenlet, and with what; or
-            None.
+        outcome: what the coroutine has yielded, or what it has raised; None while it runs.
         waker: the future that its task awaits while it is blocked.
-        task: its task.
+        loop, task: its event loop and its task.
         thrown: what was thrown while its task awaits, or None.
     """
 
-    __slots__ = ("driver", "note", "state", "task", "thrown", "waker", "work")
+    __slots__ = ("driver", "loop", "outcome", "state", "task", "thrown", "waker", "work")
 
     def __init__(self, hub: Any) -> None:
         # A child of the hub, as all greenlets of gevent's are.
@@ -78,8 +81,9 @@ class Step(greenlet):  # type: ignore[misc]
         self.driver: Any = None
         self.state = IDLE
         self.work: Any = None
-        self.note: Any = None
+        self.outcome: tuple[Any, BaseException | None] | None = None
         self.waker: Any = None
+        self.loop: Any = None
         self.task: Any = None
         self.thrown: BaseException | None = None
 
@@ -88,14 +92,12 @@ class Step(greenlet):  # type: ignore[misc]
         while self.work is not None:
             method, value = self.work
             self.work = None
-            outcome: tuple[Any, BaseException | None]
             try:
-                outcome = method(value), None
+                self.outcome = method(value), None
             except BaseException as error:
-                outcome = None, error
+                self.outcome = None, error
             method = value = None
-            _switch(self.driver, outcome)
-            del outcome
+            _switch(self.driver)
 
     def pass_on(self, yielded: Any) -> Any:
         """Have the task await what a coroutine has yielded. In the step itself.
@@ -103,9 +105,10 @@ class Step(greenlet):  # type: ignore[misc]
         Returns:
             What the task sends; it raises what the task throws.
         """
+        self.outcome = yielded, None
         self.state = PASSING
         try:
-            return _switch(self.driver, (yielded, None))
+            return _switch(self.driver)
         finally:
             self.state = IDLE
 
@@ -114,45 +117,48 @@ class Step(greenlet):  # type: ignore[misc]
     def switch_out(self) -> None:
         """Note that code in the step blocks; gevent calls it before it goes to the hub."""
         self.state = BLOCKED
-        get_hub_if_exists().loop._blocked = self
+        hub = get_hub_if_exists()
+        if self.driver is not hub:
+            hub.loop._blocked.append(self.driver)  # it is to know
 
     def switch(self, *args: Any) -> Any:
         """Have the blocked code go on with this. In the hub."""
-        if self.state is BLOCKED and self.note is None:
-            self.note = _switch, args
-            self._wake()
+        self._go_on(_switch, args)
 
     def throw(self, *args: Any) -> Any:
         """Have the blocked code, or what the task awaits, raise this."""
         if getcurrent() is self:
             raise exception_of_throw(args)
         if self.state is BLOCKED:
-            self.note = _throw, (exception_of_throw(args),)
-            self._wake()
+            self._go_on(_throw, (exception_of_throw(args),))
         elif self.task is not None and not self.task.done():
             self.thrown = exception_of_throw(args)
             self.task.cancel()
-            self._wake_loop(self.task.get_loop())
+            self.loop.call_soon_threadsafe(int)  # it may be asleep, if a signal handler has thrown
 
-    def _wake(self) -> None:
+    def _go_on(self, how: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        if self.state is not BLOCKED:
+            return
+        self.state = IDLE
+        self.driver = getcurrent()
+        loop, task = self.loop, self.task
+        outside = events._get_running_loop()
+        set_running_loop(loop)
+        if task is not None:
+            _compat.enter_task(loop, task)
+        try:
+            how(self, *args)
+        finally:
+            if task is not None:
+                _compat.leave_task(loop, task)
+            set_running_loop(outside)
         waker = self.waker
-        if waker is not None and not waker.done():
+        if self.outcome is not None and waker is not None and not waker.done():
             try:
                 waker.set_result(None)
             except RuntimeError:
-                # In debug mode asyncio compares threads by their identifiers, which are those of
-                # greenlets after patching.
-                waker.get_loop().call_soon_threadsafe(_resolve, waker)
-
-    @staticmethod
-    def _wake_loop(loop: Any) -> None:
-        # It may be asleep, if a signal handler has thrown.
-        loop.call_soon_threadsafe(int)
-
-
-def _resolve(waker: Any) -> None:
-    if not waker.done():
-        waker.set_result(None)
+                if not loop.is_closed():
+                    raise
 
 
 class _Pool(native_local):  # type: ignore[misc]
@@ -177,7 +183,7 @@ def _take(hub: Any) -> Step:
 def _put_back(step: Step, references: int) -> None:
     # Only if nobody refers to it: a gevent.local, a timeout, a waiter. Otherwise it ends, as a
     # greenlet of gevent's does.
-    step.driver = step.task = step.waker = step.note = step.thrown = None
+    step.driver = step.loop = step.task = step.waker = step.outcome = step.thrown = None
     if (
         step
         and _getrefcount(step) <= references
@@ -199,6 +205,7 @@ def _own_references() -> int:
     step.driver = getcurrent()
     step.work = (int, 0)
     _switch(step)
+    step.outcome = None
     count = _count(step)
     _switch(step)
     return count
@@ -229,13 +236,13 @@ class GreenCoroutine(Coroutine[Any, Any, Any]):
                 step = self._begin()
             if step is None:
                 return self._coroutine.send(value)
-        state = step.state
-        if state is IDLE:
-            step.work = self._coroutine.send, value
-            return self._go(step, _switch, ())
-        if state is BLOCKED:
-            return self._resume(step)
-        return self._go(step, _switch, (value,))
+        if step.waker is not None:
+            step.waker = None
+            return self._finish(step)
+        if step.state is PASSING:
+            return self._go(step, _switch, (value,))
+        step.work = self._coroutine.send, value
+        return self._go(step, _switch, ())
 
     def throw(self, *args: Any) -> Any:
         step = self._step
@@ -245,6 +252,15 @@ class GreenCoroutine(Coroutine[Any, Any, Any]):
             if step is None:
                 return self._coroutine.throw(*args)
         error = exception_of_throw(args)
+        step.waker = None
+        if step.outcome is not None:
+            # The code has gone on, and this comes too late for it. What it awaits now is cancelled.
+            task = step.task
+            if isinstance(error, CancelledError) and step.outcome[1] is None and task is not None:
+                task.cancel(*error.args[:1])
+                if _HAS_UNCANCEL:
+                    task.uncancel()  # it is the same request
+            return self._finish(step)
         if step.thrown is not None:
             thrown, step.thrown = step.thrown, None
             if isinstance(error, CancelledError):
@@ -254,9 +270,7 @@ class GreenCoroutine(Coroutine[Any, Any, Any]):
         if step.state is IDLE:
             step.work = self._coroutine.throw, error
             return self._go(step, _switch, ())
-        if step.state is BLOCKED:
-            step.state = IDLE
-            step.note = step.waker = None
+        step.state = IDLE
         return self._go(step, _throw, (error,))
 
     def _begin(self) -> Step | None:
@@ -270,6 +284,7 @@ class GreenCoroutine(Coroutine[Any, Any, Any]):
             hub = _hub_carried_by(loop)
         self._is_plain = False
         self._step = step = _take(hub)
+        step.loop = loop
         step.task = _compat.current_task(loop)
         return step
 
@@ -277,12 +292,18 @@ class GreenCoroutine(Coroutine[Any, Any, Any]):
         # To the step, and back when the coroutine has yielded or ended, or code of it blocks.
         step.driver = driver = getcurrent()
         step.gr_context = driver.gr_context
-        outcome = how(step, *args)
-        if step.state is BLOCKED:
-            # The hub has switched here; see `gevent_loop`.
-            if step.note is not None:
-                return self._resume(step)
-            return self._await_waker(step)
+        how(step, *args)
+        return self._finish(step)
+
+    def _finish(self, step: Step) -> Any:
+        outcome = step.outcome
+        if outcome is None:
+            # It is blocked: the hub has switched here; see `gevent_loop`.
+            loop: Any = step.loop
+            step.waker = waker = loop.create_future()
+            waker._asyncio_future_blocking = True  # as `await` has it
+            return waker
+        step.outcome = None
         value, error = outcome
         if error is None:
             return value
@@ -294,22 +315,6 @@ class GreenCoroutine(Coroutine[Any, Any, Any]):
             raise error
         finally:
             del error, step
-
-    def _resume(self, step: Step) -> Any:
-        note = step.note
-        if note is None:
-            # Somebody else resolves futures that are not theirs.
-            return self._await_waker(step)
-        step.note = step.waker = None
-        step.state = IDLE
-        return self._go(step, *note)
-
-    @staticmethod
-    def _await_waker(step: Step) -> Any:
-        loop: Any = events._get_running_loop()
-        step.waker = waker = loop.create_future()
-        waker._asyncio_future_blocking = True  # as `await` has it
-        return waker
 
     def close(self) -> None:
         step = self._step

@@ -26,6 +26,7 @@ from asyncio_gevent._originals import NativeSelector, native_socketpair
 
 __all__ = [
     "HOST_VARIABLE",
+    "import_named_host",
     "is_foreign",
     "make_private_host",
     "reset_in_child",
@@ -74,11 +75,12 @@ def make_private_host(factory: Callable[[], Any] | None) -> Any:
         ValueError: the environment variable names nothing that makes an event loop.
     """
     if factory is None:
-        factory = _named_factory or _find_factory()
+        factory = _named.factory or _find_factory()
     host = factory()
     if host.get_debug():
         host.set_debug(False)  # as above
     use_native_selector(host)
+    host._carries_gevent_only = True
     return host
 
 
@@ -110,8 +112,22 @@ def _import_factory(name: str) -> Callable[[], Any] | None:
     )
 
 
-#: Imported now, before any patching: an import in the hub would wait for locks of greenlets.
-_named_factory = _import_factory(os.environ.get(HOST_VARIABLE, ""))
+class _Named:
+    """What the environment variable names."""
+
+    factory: Callable[[], Any] | None = None
+
+
+_named = _Named()
+
+
+def import_named_host() -> None:
+    """Import what the environment variable names.
+
+    Before any patching: an import in the hub would wait for locks of greenlets. And after
+    `watch_running_loops`, see above.
+    """
+    _named.factory = _import_factory(os.environ.get(HOST_VARIABLE, ""))
 
 
 def use_native_selector(host: Any) -> None:
@@ -148,8 +164,13 @@ def reset_in_child(host: Any) -> bool:
 
 
 def is_foreign(loop: Any) -> bool:
-    """Whether this running event loop can carry a hub: it is none that runs on the hub itself."""
-    return not getattr(loop, "_runs_on_hub", False)
+    """Whether this running event loop can carry a hub.
+
+    Not one that runs on the hub itself, and not the private host of some gevent loop.
+    """
+    return not (
+        getattr(loop, "_runs_on_hub", False) or getattr(loop, "_carries_gevent_only", False)
+    )
 
 
 def _set_running_loop(loop: Any) -> None:

@@ -104,14 +104,15 @@ class Turns:
         self._awake = False
         self._is_broken = False
         self._is_once = False
+        self._has_done = False
         self._host: Any = None
         self._private: Any = None
         self._attached: Any = None
         self._carrier: Any = None
         self._outer: list[tuple[Any, Any]] = []
         self._request: tuple[Any, int] | None = None
-        self._waiting: Any = None
-        self._blocked: Any = None
+        self._waiting: list[Any] = []
+        self._blocked: list[Any] = []
         self._armed: Any = None
         self._armed_for = 0.0
         self._is_wake_sent = False
@@ -122,7 +123,7 @@ class Turns:
 
     # --- what is not known here -----------------------------------------------------------------
 
-    def run(self, nowait: bool = False, once: bool = False) -> None:
+    def _leave_private(self, host: Any) -> None:
         raise NotImplementedError
 
     def _wake(self) -> None:
@@ -178,12 +179,8 @@ class Turns:
         if _get_running_loop() is not None:
             self._hide_private()
         self._turn(kind, revents)
-        if host in left_to_parent:
-            # A greenlet has forked, and this is the child, in which the parent's uvloop must do
-            # nothing any more.
-            if not self._is_broken:
-                self.run()
-            host.stop()
+        if self._host is not host or self._blocked:
+            self._leave_private(host)
 
     def _turn(self, kind: Any, revents: int) -> None:
         """Do what is due. In the hub.
@@ -222,8 +219,9 @@ class Turns:
                 done = True
                 for each in [*self._feeding]:
                     self._fire_descriptor(each, READ | WRITE)
+        self._has_done = done or bool(self._callbacks)
         if self._idles:
-            self._fire_idles(done or bool(self._callbacks))
+            self._fire_idles(self._has_done)
         if self._prepares:
             for prepare in [*self._prepares]:
                 if prepare.active:
@@ -353,13 +351,12 @@ class Turns:
         while timers and timers[0][2]._entry is not timers[0]:
             heappop(timers)
             self._stopped_timers -= 1
-        private = self._private
-        if host is not private:
-            # The hub is in the private host if somebody has begun to run another one in this turn.
-            if private is not None and private.is_running():
-                private.stop()
-        elif self._is_broken or self._is_once or self._blocked is not None or not self._is_needed():
-            private.stop()
+        if host is self._private and (
+            self._is_broken
+            or (self._is_once and self._has_done)
+            or not (self._is_needed() or self._blocked)
+        ):
+            host.stop()
             return
         if self._callbacks or self._idles or self._fed or self._sent or self._feeding:
             self._go_on(host)

@@ -54,7 +54,7 @@ from asyncio_gevent._gevent_watchers import (
     Timer,
     Watcher,
 )
-from asyncio_gevent._hosts import watch_running_loops
+from asyncio_gevent._hosts import import_named_host, watch_running_loops
 from asyncio_gevent._originals import get_ident
 
 __all__ = [
@@ -101,8 +101,8 @@ class GeventLoop(CarriedLoop):
         _carrier: the greenlet that runs it.
         _outer: event loops, with their carriers, that wait for the attached one to end.
         _request: what the carrier, which waits in `_carry`, wants; arguments of `_turn`; or None.
-        _waiting: that carrier, or None.
-        _blocked: the step of a green task that has blocked, and whose task does not know; or None.
+        _waiting: carriers that wait in `_carry`, that one and those of outer event loops.
+        _blocked: drivers of green tasks that have blocked, and do not know it.
         _armed: the host's timer, or None, and the time for which it was set.
         _is_wake_sent: the host will begin a turn.
         _hooks: of asynchronous generators, outside of the private host.
@@ -284,6 +284,7 @@ class GeventLoop(CarriedLoop):
 # Now, not with the first loop, so that it is before a module that takes asyncio's function for
 # itself when it is imported, as uvloop does.
 watch_running_loops()
+import_named_host()
 
 #: By these names gevent's modules and tests look for them.
 loop = GeventLoop

@@ -58,7 +58,7 @@ def test_libuv(name: str, patched: bool) -> None:
     run_file(name, patched=patched, gevent_loop="libuv-cffi")
 
 
-def run_file(name: str, *, patched: bool, gevent_loop: str) -> None:
+def run_file(name: str, *, patched: bool, gevent_loop: str, host: str = "asyncio") -> None:
     arguments = (
         [str(TESTS / "scripts" / "run_patched.py")]
         if patched
@@ -70,6 +70,7 @@ def run_file(name: str, *, patched: bool, gevent_loop: str) -> None:
         env={
             **os.environ,
             "GEVENT_LOOP": gevent_loop,
+            "ASYNCIO_GEVENT_HOST": host,
             "PYTHONPATH": os.pathsep.join(import_path()),
         },
         stdout=gevent.subprocess.PIPE,
@@ -91,7 +92,7 @@ def test_no_file_is_forgotten() -> None:
     """What is not run again concerns the project's files, or starts processes of its own."""
     others = {
         "test_docs.py", "test_examples.py", "test_layout.py", "test_leftovers.py",
-        "test_patched.py", "test_project.py",
+        "test_on_asyncio.py", "test_patched.py", "test_project.py",
     }  # fmt: skip
     assert {path.name for path in TESTS.glob("test_*.py")} - set(FILES) <= others
     assert set(LIBUV_FILES) <= set(FILES) <= {path.name for path in TESTS.glob("test_*.py")}
