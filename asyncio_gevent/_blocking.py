@@ -13,6 +13,15 @@ __all__ = ["blocking_call", "is_short_wait"]
 _PATIENT = ("logging", "concurrent.futures.")
 
 
+#: The same, of asyncio: for the threads of its executor (which uvloop ends without a frame of its
+#: own, below the runner), for a child to have begun.
+_PATIENT_FUNCTIONS = {
+    ("asyncio.base_events", "shutdown_default_executor"),
+    ("asyncio.runners", "close"),
+    ("asyncio.unix_events", "_start"),
+}
+
+
 def blocking_call(frame: Any, problem: str) -> BlockingCallError:
     """Return the error for a gevent call that would block.
 
@@ -41,12 +50,14 @@ def is_short_wait(frame: Any) -> bool:
     """
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
+        if name == "gevent.thread" and not frame.f_locals.get("blocking", True):
+            return True  # a lock that is not to be waited for: it lets others run, no more
         if name == "threading":
             if frame.f_code.co_name == "start":
                 return True  # Thread.start(), for the thread to have begun
         elif not name.startswith("gevent."):
-            if name == "asyncio.base_events":  # for the threads of its executor
-                return bool(frame.f_code.co_name == "shutdown_default_executor")
+            if (name, frame.f_code.co_name) in _PATIENT_FUNCTIONS:
+                return True
             return str(name).startswith(_PATIENT)
         frame = frame.f_back
     return False

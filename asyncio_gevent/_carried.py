@@ -18,10 +18,12 @@ from greenlet import getcurrent, greenlet
 from asyncio_gevent import _compat
 from asyncio_gevent._blocking import blocking_call, is_short_wait
 from asyncio_gevent._compat import get_hub_if_exists
-from asyncio_gevent._gevent_watchers import Callback
+from asyncio_gevent._gevent_watchers import READ, Callback
 from asyncio_gevent._hosts import (
+    SignalWaker,
     is_foreign,
     make_private_host,
+    needs_waker,
     reset_in_child,
     set_running_loop,
     use_native_selector,
@@ -42,6 +44,7 @@ class CarriedLoop(Turns):
 
     def __init__(self, flags: Any = None, default: bool | None = None) -> None:
         super().__init__(flags, default)
+        self._waker: SignalWaker | None = None
         _loops.add(self)
         running = _get_running_loop()
         if running is not None and is_foreign(running):
@@ -148,9 +151,18 @@ class CarriedLoop(Turns):
         self._carrier = None
         self._watch_for_blocking(current)
         self._move_to(host)
+        self._watch_signals(host)
         self._awake = False
         self._is_wake_sent = True
         call_soon(host, self._on_wake, host)
+
+    def _watch_signals(self, host: Any) -> None:
+        if needs_waker(host):
+            if self._waker is None:
+                self._waker = waker = SignalWaker()
+                watcher = self.io(waker.fd, READ, ref=False)
+                watcher.start(waker.drain)
+            self._waker.install()
 
     def _detach(self) -> None:
         # It does not run any more.
@@ -360,6 +372,7 @@ class CarriedLoop(Turns):
         sys.set_asyncgen_hooks(*self._hooks)
 
     def _on_start(self, host: Any, nowait: bool, once: bool) -> None:
+        self._watch_signals(host)
         # What is queued is called before the first poll, and all else after it.
         self._is_wake_sent = False
         self._begin_turn(host, CALLBACKS, 0)
@@ -384,7 +397,6 @@ class CarriedLoop(Turns):
             return  # of gevent.os.fork(), after `_after_in_child`
         self._process = getpid()
         self._thread = get_ident()
-        self._children.after_fork()
         self._outer = [outer for outer in self._outer if reset_in_child(outer[0])]
         if self._attached is not None and not reset_in_child(self._attached):
             self._leave_to_parent(self._attached)
@@ -394,6 +406,8 @@ class CarriedLoop(Turns):
         if self._private is not None and not reset_in_child(self._private):
             self._leave_to_parent(self._private)
             self._private = None
+        # Not before: it takes descriptors out of what is polled.
+        self._children.after_fork()
         for watcher in [*self._forks]:
             self._fed.append((watcher, 0))
         self._is_wake_sent = False

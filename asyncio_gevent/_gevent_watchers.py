@@ -20,7 +20,13 @@ from heapq import heappush
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from asyncio_gevent._originals import fstat, native_signal, os_close, os_waitpid
+from asyncio_gevent._originals import (
+    fstat,
+    native_getsignal,
+    native_signal,
+    os_close,
+    os_waitpid,
+)
 
 if TYPE_CHECKING:
     from asyncio_gevent._turns import Turns
@@ -613,7 +619,7 @@ class Signal(Watcher):
         if not watchers:
             del _signal_watchers[self.signum]
             former = _former_handlers.pop(self.signum)
-            if signal.getsignal(self.signum) is _on_signal:
+            if native_getsignal(self.signum) is _on_signal:
                 native_signal(self.signum, signal.SIG_DFL if former is None else former)
 
     def _describe(self) -> str:

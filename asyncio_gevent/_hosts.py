@@ -16,19 +16,24 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
+import signal
 from asyncio import events
 from collections.abc import Callable
 from typing import Any
 
+from gevent.hub import MAIN_THREAD_IDENT
+
 from asyncio_gevent import _compat
 from asyncio_gevent._compat import get_hub_if_exists
-from asyncio_gevent._originals import NativeSelector, native_socketpair
+from asyncio_gevent._originals import NativeSelector, get_ident, native_socketpair
 
 __all__ = [
     "HOST_VARIABLE",
+    "SignalWaker",
     "import_named_host",
     "is_foreign",
     "make_private_host",
+    "needs_waker",
     "reset_in_child",
     "set_running_loop",
     "use_native_selector",
@@ -128,6 +133,10 @@ def import_named_host() -> None:
     `watch_running_loops`, see above.
     """
     _named.factory = _import_factory(os.environ.get(HOST_VARIABLE, ""))
+    if _named.factory is not None:
+        # uvloop asks once, when it first needs it, which is the main thread. After patching the
+        # answer would be wrong, and it would not look at signals any more.
+        _named.factory().close()
 
 
 def use_native_selector(host: Any) -> None:
@@ -139,6 +148,52 @@ def use_native_selector(host: Any) -> None:
     if selector is not None and type(selector).__module__.startswith("gevent."):
         _compat.replace_selector(host, NativeSelector())
         selector.close()
+
+
+class SignalWaker:
+    """Wakes a host that sleeps in C when the process has got a signal.
+
+    Python calls its handlers when it next runs Python code; to sleep in C it takes a descriptor to
+    which the C handler writes (``signal.set_wakeup_fd``). The standard loop needs none, its poll
+    is interrupted. uvloop has one of its own, but not after patching, when it takes no thread
+    for the main one.
+    """
+
+    def __init__(self) -> None:
+        self._receiver, self._sender = native_socketpair()
+        for each in (self._receiver, self._sender):
+            each.setblocking(False)
+        self.fd: int = self._receiver.fileno()
+
+    def install(self) -> None:
+        """Have it written to. In the main thread."""
+        signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
+
+    def drain(self) -> None:
+        """Read what was written. That Python code runs is all that it was about."""
+        try:
+            while len(self._receiver.recv(4096)) == 4096:
+                pass
+        except BlockingIOError:
+            pass
+
+    def close(self) -> None:
+        """Take it back. From any thread."""
+        if get_ident() == MAIN_THREAD_IDENT:
+            current = signal.set_wakeup_fd(-1)
+            if current not in (-1, self._sender.fileno()):
+                signal.set_wakeup_fd(current, warn_on_full_buffer=False)
+        self._receiver.close()
+        self._sender.close()
+
+
+def needs_waker(host: Any) -> bool:
+    """Whether signals do not wake this host, which runs in this thread."""
+    if getattr(host, "_selector", None) is not None or get_ident() != MAIN_THREAD_IDENT:
+        return False
+    current = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(current, warn_on_full_buffer=False)
+    return current == -1
 
 
 def reset_in_child(host: Any) -> bool:

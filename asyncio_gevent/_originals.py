@@ -25,6 +25,7 @@ __all__ = [
     "fstat",
     "get_ident",
     "is_module_patched",
+    "native_getsignal",
     "native_local",
     "native_signal",
     "native_sleep",
@@ -53,6 +54,9 @@ native_socketpair = cast("Callable[[], Any]", get_original("_socket", "socketpai
 
 #: Sets the interpreter's handler of a signal, that of SIGCHLD included.
 native_signal = cast("Callable[[int, Any], Any]", get_original("signal", "signal"))
+
+#: The interpreter's handler of a signal, that of SIGCHLD included.
+native_getsignal = cast("Callable[[int], Any]", get_original("signal", "getsignal"))
 
 #: What a descriptor is; an ``OSError`` if it is none.
 fstat = os.fstat

@@ -105,6 +105,7 @@ class GeventLoop(CarriedLoop):
         _blocked: drivers of green tasks that have blocked, and do not know it.
         _armed: the host's timer, or None, and the time for which it was set.
         _is_wake_sent: the host will begin a turn.
+        _waker: wakes hosts that signals do not wake, or None.
         _hooks: of asynchronous generators, outside of the private host.
     """
 
@@ -198,6 +199,9 @@ class GeventLoop(CarriedLoop):
             self._forks,
         ):  # fmt: skip
             collection.clear()
+        if self._waker is not None:
+            self._waker.close()
+            self._waker = None
         # They refer to this.
         self.timer = partial(Timer, self)
         return True
