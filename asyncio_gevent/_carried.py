@@ -330,6 +330,9 @@ class CarriedLoop(Turns):
                 self.run()
             host.stop()
             return
+        if self._is_private_within:
+            host.stop()  # it was begun while another event loop ran, and has to end before that
+            return
         self._serve()
         if not self._destroyed:
             self._wait_in(host)
@@ -347,6 +350,7 @@ class CarriedLoop(Turns):
         host = self._private
         if host is None or host.is_closed():
             host = self._private = make_private_host(type(self).host_factory)
+        self._is_private_within = self._attached is not None
         self._wait_in(host)
         self._hooks = sys.get_asyncgen_hooks()
         self._is_wake_sent = True

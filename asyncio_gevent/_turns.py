@@ -104,6 +104,7 @@ class Turns:
         self._awake = False
         self._is_broken = False
         self._is_once = False
+        self._is_private_within = False
         self._has_done = False
         self._host: Any = None
         self._private: Any = None
