@@ -224,8 +224,10 @@ class CarriedLoop(Turns):
             self._carrier = current
             self._hold(current)
         hub = get_hub_if_exists()
-        if hub is None or hub.loop is not self or hub is current:
+        if hub is None or hub is current:
             return
+        if isinstance(hub.loop, CarriedLoop) and hub.loop is not self:
+            return  # of another hub of this thread, which it has no more; not a proxy of this one
         self._request = request
         self._waiting.append(current)
         self._awake = True

@@ -26,12 +26,10 @@ _DESTROYS = "destroys the hub, which the event loop carries, from a greenlet of 
 
 #: Tests that are not run where an asyncio loop already runs: they would wait for ever.
 ATTACHED_HANGS = {
-    "test__api_timeout.Test.test_sleep_calls_update_now": _MAIN_GREENLET,
     "test__destroy.TestDestroyHub.test_destroy_hub": _DESTROYS,
     "test__destroy_default_loop.TestDestroyDefaultLoop.test_destroy_gc": _DESTROYS,
     "test__destroy_default_loop.TestDestroyDefaultLoop.test_destroy_two": _DESTROYS,
     "test__issue1686.TestDestroyInChildWithActiveSpawn.test": _DESTROYS,
-    "test__pool.TestPoolUnlimit.test_imap_unordered_sleep": _NO_LOOP_EXIT,
     "test__queue.TestQueue.test_peek_empty": _NO_LOOP_EXIT,
 }
 
