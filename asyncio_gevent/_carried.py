@@ -22,6 +22,7 @@ from asyncio_gevent._gevent_watchers import READ, Callback
 from asyncio_gevent._hosts import (
     SignalWaker,
     is_foreign,
+    is_in_c,
     make_private_host,
     needs_waker,
     reset_in_child,
@@ -252,7 +253,10 @@ class CarriedLoop(Turns):
             self._wake()
             return
         frame = sys._getframe(1)
-        if not is_short_wait(frame):
+        task = _compat.current_task(host)
+        # Of uvloop only a task may wait: a callback may be called in the midst of a poll, see
+        # `_note_ready`.
+        if not is_short_wait(frame) or (task is None and is_in_c(host)):
             raise blocking_call(
                 frame,
                 "in a coroutine or callback of an event loop, which carries gevent's hub and could "
@@ -260,7 +264,6 @@ class CarriedLoop(Turns):
                 "function)(...)`, or make the coroutine one that may block: `@asyncio_gevent."
                 "green`, or `loop.set_task_factory(asyncio_gevent.green_task_factory)` for all",
             )
-        task = _compat.current_task(host)
         if task is not None:
             _compat.leave_task(host, task)
         set_running_loop(None)

@@ -32,6 +32,7 @@ __all__ = [
     "SignalWaker",
     "import_named_host",
     "is_foreign",
+    "is_in_c",
     "make_private_host",
     "needs_waker",
     "reset_in_child",
@@ -187,9 +188,14 @@ class SignalWaker:
         self._sender.close()
 
 
+def is_in_c(host: Any) -> bool:
+    """Whether this is no standard event loop but, as far as we know, uvloop."""
+    return getattr(host, "_selector", None) is None
+
+
 def needs_waker(host: Any) -> bool:
     """Whether signals do not wake this host, which runs in this thread."""
-    if getattr(host, "_selector", None) is not None or get_ident() != MAIN_THREAD_IDENT:
+    if not is_in_c(host) or get_ident() != MAIN_THREAD_IDENT:
         return False
     current = signal.set_wakeup_fd(-1)
     signal.set_wakeup_fd(current, warn_on_full_buffer=False)

@@ -39,6 +39,7 @@ from asyncio_gevent._gevent_watchers import (
     Timer,
     Watcher,
 )
+from asyncio_gevent._hosts import is_in_c
 from asyncio_gevent._originals import get_ident
 
 __all__ = ["CALLBACKS", "QUEUES", "TIMERS", "Turns", "call_soon", "left_to_parent"]
@@ -54,6 +55,7 @@ LONGEST_WAIT = 24 * 3600.0
 _get_running_loop = events._get_running_loop
 
 # Kinds of turns, besides descriptors; see `Turns._turn`.
+READY = "ready"
 TIMERS = "timers"
 QUEUES = "queues"
 CALLBACKS = "callbacks"
@@ -92,6 +94,7 @@ class Turns:
         self._changed: set[Descriptor] = set()
         self._feeding: set[Descriptor] = set()
         self._fed: deque[tuple[Watcher, int]] = deque()
+        self._ready: list[tuple[Descriptor, int]] = []
         self._sent: deque[Async] = deque()
         self._asyncs: set[Async] = set()
         self._checks: list[Check] = []
@@ -172,6 +175,21 @@ class Turns:
         if host is self._host:
             self._begin_turn(host, descriptor, revents)
 
+    def _note_ready(self, host: Any, descriptor: Descriptor, revents: int) -> None:
+        # In the midst of libuv's poll, which keeps what it has found on the C stack, and looks at
+        # it when a descriptor is given up. Another greenlet has other things there. So what uvloop
+        # finds is dealt with when the poll is over.
+        if host is self._host:
+            if not self._ready:
+                host.call_soon(self._on_noted, host)
+            self._ready.append((descriptor, revents))
+
+    def _on_noted(self, host: Any) -> None:
+        if host is self._host:
+            self._begin_turn(host, READY, 0)
+        else:
+            self._ready.clear()
+
     def _begin_turn(self, host: Any, kind: Any, revents: int) -> None:
         # A handle of the host.
         if host is self._attached:
@@ -187,9 +205,9 @@ class Turns:
         """Do what is due. In the hub.
 
         Args:
-            kind: a descriptor that is ready, `TIMERS`, `QUEUES` (of what watchers of other
-                kinds are to fire) or `CALLBACKS`. Queued callbacks are called in all turns but
-                those of a descriptor.
+            kind: a descriptor that is ready, `READY` (some that are), `TIMERS`, `QUEUES` (of what
+                watchers of other kinds are to fire) or `CALLBACKS`. Queued callbacks are called in
+                all turns but those of a descriptor.
             revents: what the descriptor is ready for.
         """
         # Each by its own handle of the host, which calls those of descriptors before those of
@@ -209,6 +227,11 @@ class Turns:
             if timers and timers[0][0] <= now:
                 done = True
                 self._fire_timers(now)
+        elif kind is READY:
+            done = True
+            ready, self._ready = self._ready, []
+            for each, happened in ready:
+                self._fire_descriptor(each, happened)
         elif kind is QUEUES:
             if self._fed:
                 done = True
@@ -386,7 +409,7 @@ class Turns:
             self._armed = None
         self._armed_for = when
         delay = when - monotonic()
-        if type(host).__module__ == "uvloop":
+        if is_in_c(host):
             if delay <= 0.0:
                 # It would call it before it polls.
                 self._armed = host.call_soon(self._arm_again, host)
@@ -438,11 +461,12 @@ class Turns:
         if registered & ~wanted & WRITE:
             host.remove_writer(fd)
         descriptor.registered = registered & wanted
+        on_ready = self._note_ready if is_in_c(host) else self._on_ready
         if wanted & ~registered & READ:
-            host.add_reader(fd, self._on_ready, host, descriptor, READ)
+            host.add_reader(fd, on_ready, host, descriptor, READ)
             descriptor.registered |= READ
         if wanted & ~registered & WRITE:
-            host.add_writer(fd, self._on_ready, host, descriptor, WRITE)
+            host.add_writer(fd, on_ready, host, descriptor, WRITE)
             descriptor.registered |= WRITE
 
     @staticmethod

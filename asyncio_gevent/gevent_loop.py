@@ -93,6 +93,7 @@ class GeventLoop(CarriedLoop):
         _changed: those whose registration may have to change.
         _feeding: those that are always ready.
         _fed: watchers that fire in the next turn, with events.
+        _ready: descriptors that uvloop has found ready, with events.
         _sent: `Async` watchers that fire in the next turn.
         _awake: a turn is under way.
         _host: the event loop in which descriptors are registered, or None.
