@@ -21,6 +21,7 @@ from asyncio_gevent._compat import get_hub_if_exists
 from asyncio_gevent._gevent_watchers import READ, Callback
 from asyncio_gevent._hosts import (
     SignalWaker,
+    find_factory,
     is_foreign,
     is_in_c,
     make_private_host,
@@ -47,13 +48,14 @@ class CarriedLoop(Turns):
         super().__init__(flags, default)
         self._waker: SignalWaker | None = None
         _loops.add(self)
+        self._make_host = type(self).host_factory or find_factory()
         running = _get_running_loop()
         if running is not None and is_foreign(running):
             self._attach(running)
         else:
             # Now: its descriptors would otherwise get numbers that a program may have closed and
             # still use.
-            self._private = make_private_host(type(self).host_factory)
+            self._private = make_private_host(self._make_host)
 
     # --- waking -------------------------------------------------------------------------------
 
@@ -354,7 +356,7 @@ class CarriedLoop(Turns):
     def _run_private(self, nowait: bool, once: bool) -> None:
         host = self._private
         if host is None or host.is_closed():
-            host = self._private = make_private_host(type(self).host_factory)
+            host = self._private = make_private_host(self._make_host)
         self._is_private_within = self._attached is not None
         self._wait_in(host)
         self._hooks = sys.get_asyncgen_hooks()

@@ -78,6 +78,7 @@ __all__ = [
     "reset_in_child",
     "running_loop_in_python",
     "socket_write_ready",
+    "tell_main_thread",
     "unix_events",
 ]
 
@@ -280,6 +281,20 @@ def check_native_thread(loop: Any) -> None:
 def check_as_before(loop: Any) -> None:
     """Undo `check_native_thread`."""
     getattr(loop, "__dict__", {}).pop("_check_thread", None)
+
+
+def tell_main_thread(make_loop: Callable[[], Any]) -> None:
+    """Let uvloop find out which is the main thread.
+
+    It asks once, when it first needs to know. After patching it would get a greenlet's number,
+    take no thread for the main one, and refuse to handle signals.
+    """
+    main: Any = threading.main_thread()
+    ident, main._ident = main._ident, gevent.hub.MAIN_THREAD_IDENT
+    try:
+        make_loop().close()
+    finally:
+        main._ident = ident
 
 
 def exception_of_throw(args: tuple[Any, ...]) -> BaseException:

@@ -14,6 +14,7 @@ it first uses gevent.
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 import os
 import signal
@@ -30,7 +31,7 @@ from asyncio_gevent._originals import NativeSelector, get_ident, native_socketpa
 __all__ = [
     "HOST_VARIABLE",
     "SignalWaker",
-    "import_named_host",
+    "find_factory",
     "is_foreign",
     "is_in_c",
     "make_private_host",
@@ -81,7 +82,7 @@ def make_private_host(factory: Callable[[], Any] | None) -> Any:
         ValueError: the environment variable names nothing that makes an event loop.
     """
     if factory is None:
-        factory = _named.factory or _find_factory()
+        factory = find_factory()
     host = factory()
     if host.get_debug():
         host.set_debug(False)  # as above
@@ -90,7 +91,15 @@ def make_private_host(factory: Callable[[], Any] | None) -> Any:
     return host
 
 
-def _find_factory() -> Callable[[], Any]:
+def find_factory() -> Callable[[], Any]:
+    """Return what makes private hosts if nobody says otherwise.
+
+    It may import it, which the hub must not: it would wait for locks of greenlets. And not before
+    patching, after which a module that was imported before has half of ``threading``.
+    """
+    name = os.environ.get(HOST_VARIABLE, "")
+    if name:
+        return _import_factory(name)
     policy = _compat.installed_policy()
     if policy is None or isinstance(policy, _compat.DefaultEventLoopPolicy):
         # Also for those derived from it, such as the one that makes loops on the hub.
@@ -98,9 +107,8 @@ def _find_factory() -> Callable[[], Any]:
     return policy.new_event_loop  # type: ignore[no-any-return]
 
 
-def _import_factory(name: str) -> Callable[[], Any] | None:
-    if not name:
-        return None
+@functools.cache
+def _import_factory(name: str) -> Callable[[], Any]:
     if name == "asyncio":
         return PrivateHost
     module, _, attribute = name.rpartition(".")
@@ -109,6 +117,8 @@ def _import_factory(name: str) -> Callable[[], Any] | None:
     try:
         factory = getattr(importlib.import_module(module), attribute)
         if callable(factory):
+            if module == "uvloop":
+                _compat.tell_main_thread(factory)
             return factory  # type: ignore[no-any-return]
     except (ImportError, AttributeError):
         pass
@@ -116,28 +126,6 @@ def _import_factory(name: str) -> Callable[[], Any] | None:
         f"{HOST_VARIABLE}={name!r} names nothing that makes an event loop: set it to 'asyncio', to "
         "'uvloop' if that is installed, or to 'module.function'"
     )
-
-
-class _Named:
-    """What the environment variable names."""
-
-    factory: Callable[[], Any] | None = None
-
-
-_named = _Named()
-
-
-def import_named_host() -> None:
-    """Import what the environment variable names.
-
-    Before any patching: an import in the hub would wait for locks of greenlets. And after
-    `watch_running_loops`, see above.
-    """
-    _named.factory = _import_factory(os.environ.get(HOST_VARIABLE, ""))
-    if _named.factory is not None:
-        # uvloop asks once, when it first needs it, which is the main thread. After patching the
-        # answer would be wrong, and it would not look at signals any more.
-        _named.factory().close()
 
 
 def use_native_selector(host: Any) -> None:

@@ -54,7 +54,7 @@ from asyncio_gevent._gevent_watchers import (
     Timer,
     Watcher,
 )
-from asyncio_gevent._hosts import import_named_host, watch_running_loops
+from asyncio_gevent._hosts import watch_running_loops
 from asyncio_gevent._originals import get_ident
 
 __all__ = [
@@ -289,7 +289,6 @@ class GeventLoop(CarriedLoop):
 # Now, not with the first loop, so that it is before a module that takes asyncio's function for
 # itself when it is imported, as uvloop does.
 watch_running_loops()
-import_named_host()
 
 #: By these names gevent's modules and tests look for them.
 loop = GeventLoop
