@@ -305,8 +305,9 @@ class CarriedLoop(Turns):
     def _serve(self) -> None:
         # Do what carriers want, until the hub is to wait by itself.
         while not (self._is_broken or self._destroyed):
-            if self._blocked:
-                _switch(self._blocked.pop())
+            driver = self._take_blocked() if self._blocked else None
+            if driver is not None:
+                _switch(driver)
             elif self._request is not None:
                 request, self._request = self._request, None
                 try:
@@ -325,6 +326,14 @@ class CarriedLoop(Turns):
                 self._turn(CALLBACKS, 0)
             else:
                 break
+
+    def _take_blocked(self) -> Any:
+        # Those of outer event loops wait until the inner one has ended.
+        for number, (loop, driver) in enumerate(self._blocked):
+            if self._attached is None or loop is self._attached:
+                del self._blocked[number]
+                return driver
+        return None
 
     def _leave_private(self, host: Any) -> None:
         # In a handle of the private host: another event loop runs. The hub serves it from here,

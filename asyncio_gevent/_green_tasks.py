@@ -37,6 +37,7 @@ from weakref import getweakrefcount
 from greenlet import getcurrent, greenlet
 
 from asyncio_gevent import _compat
+from asyncio_gevent._blocking import blocking_call
 from asyncio_gevent._compat import exception_of_throw, get_hub_if_exists
 from asyncio_gevent._hosts import set_running_loop
 from asyncio_gevent._originals import native_local
@@ -70,10 +71,24 @@ class Step(greenlet):  # type: ignore[misc]
         outcome: what the coroutine has yielded, or what it has raised; None while it runs.
         waker: the future that its task awaits while it is blocked.
         loop, task: its event loop and its task.
+        is_hidden: the event loop and the task are not the current ones, since it has blocked and
+            its driver has not heard of it.
+        own_context: the context in which it is suspended, if that is not the task's.
         thrown: what was thrown while its task awaits, or None.
     """
 
-    __slots__ = ("driver", "loop", "outcome", "state", "task", "thrown", "waker", "work")
+    __slots__ = (
+        "driver",
+        "is_hidden",
+        "loop",
+        "outcome",
+        "own_context",
+        "state",
+        "task",
+        "thrown",
+        "waker",
+        "work",
+    )
 
     def __init__(self, hub: Any) -> None:
         # A child of the hub, as all greenlets of gevent's are.
@@ -86,6 +101,8 @@ class Step(greenlet):  # type: ignore[misc]
         self.loop: Any = None
         self.task: Any = None
         self.thrown: BaseException | None = None
+        self.own_context: Any = None
+        self.is_hidden = False
 
     def run(self) -> None:
         # `work` is None when the step is not needed any more.
@@ -116,14 +133,34 @@ class Step(greenlet):  # type: ignore[misc]
 
     def switch_out(self) -> None:
         """Note that code in the step blocks; gevent calls it before it goes to the hub."""
+        loop, task = self.loop, self.task
+        if _compat.current_task(loop) is not task:
+            raise blocking_call(
+                sys._getframe(1),
+                "in the first step of an eager task, which its maker waits for, and which is not "
+                "green: make it of a coroutine function that is, `@asyncio_gevent.green`",
+            )
         self.state = BLOCKED
         hub = get_hub_if_exists()
         if self.driver is not hub:
-            hub.loop._blocked.append(self.driver)  # it is to know
+            hub.loop._blocked.append((loop, self.driver))  # it is to know
+            self.is_hidden = True
+            if task is not None:
+                _compat.leave_task(loop, task)
+            set_running_loop(None)
 
     def switch(self, *args: Any) -> Any:
-        """Have the blocked code go on with this. In the hub."""
-        self._go_on(_switch, args)
+        """Have the blocked code go on with this. In the hub.
+
+        A raw greenlet that code of the step has made (SQLAlchemy's ``greenlet_spawn`` makes some)
+        switches to it as to any parent.
+        """
+        if self.state is BLOCKED:
+            self._go_on(_switch, args)
+            return None
+        if getcurrent() is not get_hub_if_exists():
+            return _switch(self, *args)
+        return None
 
     def throw(self, *args: Any) -> Any:
         """Have the blocked code, or what the task awaits, raise this."""
@@ -131,14 +168,15 @@ class Step(greenlet):  # type: ignore[misc]
             raise exception_of_throw(args)
         if self.state is BLOCKED:
             self._go_on(_throw, (exception_of_throw(args),))
+        elif getcurrent().parent is self:
+            return _throw(self, *args)
         elif self.task is not None and not self.task.done():
             self.thrown = exception_of_throw(args)
             self.task.cancel()
             self.loop.call_soon_threadsafe(int)  # it may be asleep, if a signal handler has thrown
+        return None
 
     def _go_on(self, how: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        if self.state is not BLOCKED:
-            return
         self.state = IDLE
         self.driver = getcurrent()
         loop, task = self.loop, self.task
@@ -183,7 +221,9 @@ def _take(hub: Any) -> Step:
 def _put_back(step: Step, references: int) -> None:
     # Only if nobody refers to it: a gevent.local, a timeout, a waiter. Otherwise it ends, as a
     # greenlet of gevent's does.
-    step.driver = step.loop = step.task = step.waker = step.outcome = step.thrown = None
+    step.driver = step.loop = step.task = step.waker = step.outcome = step.thrown = (
+        step.own_context
+    ) = None
     if (
         step
         and _getrefcount(step) <= references
@@ -276,8 +316,11 @@ class GreenCoroutine(Coroutine[Any, Any, Any]):
     def _begin(self) -> Step | None:
         # The first step: which of the systems is this?
         loop = events._get_running_loop()
-        if getattr(loop, "_runs_on_hub", False) or type(getcurrent()) is Step:
-            self._is_plain = True  # every step may block there, or it is part of one
+        current = getcurrent()
+        if getattr(loop, "_runs_on_hub", False) or (
+            type(current) is Step and current.task is _compat.current_task(loop)
+        ):
+            self._is_plain = True  # every step may block there, or it is part of one that may
             return None
         hub = get_hub_if_exists()
         if hub is None or getattr(hub.loop, "attached", None) is not loop:
@@ -291,8 +334,19 @@ class GreenCoroutine(Coroutine[Any, Any, Any]):
     def _go(self, step: Step, how: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         # To the step, and back when the coroutine has yielded or ended, or code of it blocks.
         step.driver = driver = getcurrent()
-        step.gr_context = driver.gr_context
+        context = driver.gr_context
+        if step.own_context is None:
+            step.gr_context = context
         how(step, *args)
+        if step.is_hidden:
+            # It has blocked, and may have gone on since.
+            step.is_hidden = False
+            set_running_loop(step.loop)
+            if step.task is not None:
+                _compat.enter_task(step.loop, step.task)
+        own = step.gr_context
+        # Another one while the code is below a Context.run().
+        step.own_context = None if own is context else own
         return self._finish(step)
 
     def _finish(self, step: Step) -> Any:

@@ -103,7 +103,7 @@ class GeventLoop(CarriedLoop):
         _outer: event loops, with their carriers, that wait for the attached one to end.
         _request: what the carrier, which waits in `_carry`, wants; arguments of `_turn`; or None.
         _waiting: carriers that wait in `_carry`, that one and those of outer event loops.
-        _blocked: drivers of green tasks that have blocked, and do not know it.
+        _blocked: event loops and drivers of green tasks that have blocked, and do not know it.
         _armed: the host's timer, or None, and the time for which it was set.
         _is_wake_sent: the host will begin a turn.
         _waker: wakes hosts that signals do not wake, or None.

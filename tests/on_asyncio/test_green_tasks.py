@@ -16,7 +16,7 @@ import gevent.lock
 import gevent.pool
 import gevent.queue
 import pytest
-from hosts import run
+from hosts import HOST, run
 from support import BLOCKERS, Blocker, blocker, until
 
 import asyncio_gevent
@@ -435,5 +435,88 @@ def test_eager_tasks() -> None:
             )
         )
         assert await asyncio.gather(*(child() for _ in range(3))) == [1, 1, 1]
+
+    run(main())
+
+
+def test_code_below_context_run_may_block() -> None:
+    async def main() -> None:
+        variable.set("outer")
+
+        def inner() -> Any:
+            variable.set("inner")
+            gevent.sleep(0)
+            await_(asyncio.sleep(0))
+            assert variable.get() == "inner"
+            gevent.sleep(0)
+            return variable.get()
+
+        for _ in range(2):
+            assert contextvars.copy_context().run(inner) == "inner"
+            await asyncio.sleep(0)
+            assert variable.get() == "outer"
+
+    run_green(main)
+
+
+def test_raw_greenlets_of_a_green_task() -> None:
+    """As those of SQLAlchemy: they switch to their parent with what the task is to await."""
+    from sqlalchemy.util import await_only, greenlet_spawn
+
+    def sync() -> Any:
+        return await_only(asyncio.sleep(0, 7))
+
+    async def main() -> None:
+        gevent.sleep(0)
+        assert await greenlet_spawn(sync) == 7
+        gevent.sleep(0)
+
+    run_green(main)
+
+
+def test_a_task_that_blocks_at_once_after_gevent_has_run() -> None:
+    gevent.sleep(0.001)
+
+    @green
+    async def main() -> Any:
+        gevent.sleep(0.001)
+        return asyncio.current_task() is not None
+
+    assert run(main())
+
+
+def test_two_greenlets_with_event_loops_of_their_own() -> None:
+    @green
+    async def inner(value: int) -> int:
+        gevent.sleep(0.001)
+        await asyncio.sleep(0.001)
+        return value
+
+    async def main() -> list[Any]:
+        return await asyncio.gather(
+            *(asyncio_gevent.spawn(run, inner(number)) for number in range(2))
+        )
+
+    assert run(main()) == [0, 1]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+@pytest.mark.skipif(HOST == "uvloop", reason="it passes options that asyncio's factory refuses")
+def test_eager_tasks_below_a_green_one() -> None:
+    @green
+    async def child() -> Any:
+        gevent.sleep(0.001)
+        return asyncio.current_task()
+
+    async def plain() -> None:
+        gevent.sleep(0.001)
+
+    @green
+    async def main() -> None:
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        task = asyncio.create_task(child())
+        assert await task is task
+        with pytest.raises(BlockingCallError, match="eager"):
+            await asyncio.create_task(plain())
 
     run(main())
