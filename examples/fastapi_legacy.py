@@ -141,3 +141,12 @@ if __name__ == "__main__":
         asyncio.run(main())
     else:
         uvloop.run(main())
+
+# Expected output:
+#
+#     one       legacy /one
+#     many      ['legacy /0', 'legacy /1', 'legacy /2']
+#     green     ['legacy /first', 'legacy /second', 'legacy /third']
+#     function  legacy /function
+#     jobs done 3
+#     20 at the same time: True
