@@ -14,15 +14,38 @@ WITHOUT_DEVMODE = {
     "test__monkey_sigchld_wakeup_fd",
 }
 
+_HERE = "fails on libev, too, here: "
+_GIL = (
+    "may take one more worker: a native thread that wakes the standard loop lets go of the "
+    "interpreter before it has said that it is free"
+)
+
 #: Test id to reason.
-DEVIATIONS = {}
+DEVIATIONS = {
+    "test___monkey_patching.<file>": _HERE + "wants the tests of the standard library",
+    "test__core.TestLibuvCffi.test_io": _HERE + "is about libuv",
+    "test__core_timer.TestTimerResolution.test_resolution": _HERE + "the machine",
+    "test__getaddrinfo_import.<file>": _HERE + "wants a network",
+    "test__issue_728.<file>": _HERE + "wants to be run by its name",
+    "test__monkey_multiple_imports.<file>": _HERE + "wants to be run by its name",
+    "test__subprocess.RunFuncTestCase.test_run_with_shell_timeout_and_capture_output": (
+        _HERE + "the shell"
+    ),
+    "test__threading_fork_from_dummy.<file>": _HERE + "at times, on 3.13",
+    "test__hub.TestPeriodicMonitoringThread.test_blocking_threadpool_thread_multi_greenlet": _GIL,
+    "test__hub.TestPeriodicMonitoringThread.test_blocking_threadpool_thread_one_greenlet": _GIL,
+    "test__hub.TestPeriodicMonitoringThread.test_blocking_threadpool_thread_task_queue": _GIL,
+}
 
 #: The same, only with uvloop as host.
-UVLOOP = {}
+UVLOOP = {
+    "test__monkey_sigchld_wakeup_fd.<file>": "uvloop has the descriptor for signals while it runs",
+}
 
 _NO_LOOP_EXIT = "waits for LoopExit: where asyncio runs, what a greenlet waits for may yet come"
 _MAIN_GREENLET = "is about the main greenlet, in which the event loop runs here"
 _DESTROYS = "destroys the hub, which the event loop carries, from a greenlet of that hub"
+_HUB_EXISTS = "wants that there is no hub yet"
 
 #: Tests that are not run where an asyncio loop already runs: they would wait for ever.
 ATTACHED_HANGS = {
@@ -31,10 +54,36 @@ ATTACHED_HANGS = {
     "test__destroy_default_loop.TestDestroyDefaultLoop.test_destroy_two": _DESTROYS,
     "test__issue1686.TestDestroyInChildWithActiveSpawn.test": _DESTROYS,
     "test__queue.TestQueue.test_peek_empty": _NO_LOOP_EXIT,
+    "test__queue.TestSimpleQueue.test_peek_empty": _NO_LOOP_EXIT,
+    "test__systemerror.TestCallback.test_keyboard_interrupt_stderr_patched": _MAIN_GREENLET,
+    "test__threading_vs_settrace.TestTrace.test_untraceable_lock_uses_same_lock": _MAIN_GREENLET,
 }
 
 #: The same, only where an asyncio loop already runs.
-ATTACHED = {}
+ATTACHED = {
+    "test__greenlet.TestBasic.test_tree_locals": _MAIN_GREENLET,
+    "test__hub_join.TestJoin.test_join_many_times": _MAIN_GREENLET,
+    **{
+        f"test__hub_join_timeout.{case}.{test}": _MAIN_GREENLET
+        for case in ("Test", "TestAgain")
+        for test in (
+            "test_callback", "test_event", "test_later", "test_ref_arg", "test_ref_attribute",
+            "test_timeout",
+        )
+    },
+    "test__order.TestSleep0.test": _MAIN_GREENLET,
+    "test__semaphore.TestSemaphoreFair.test_fair_or_hangs": _NO_LOOP_EXIT,
+    "test__signal.TestSignal.test_alarm": _MAIN_GREENLET,
+    "test__systemerror.TestCallback.test_exception": _MAIN_GREENLET,
+    "test__systemerror.TestCallback.test_keyboard_interrupt": _MAIN_GREENLET,
+    "test__systemerror.TestCallback.test_system_error": _MAIN_GREENLET,
+    "test__systemerror.TestCallback.test_system_exit": _MAIN_GREENLET,
+    "test__threading.<file>": _HUB_EXISTS,
+    "test__threadpool.TestThreadResult.test_exception_in_on_async_doesnt_crash": _MAIN_GREENLET,
+    "test__util.TestFormat.test_basic": _MAIN_GREENLET,
+    "test__util.TestTree.test_tree": _MAIN_GREENLET,
+    "test__util.TestTree.test_tree_no_track": _MAIN_GREENLET,
+}  # fmt: skip
 
 
 def deviations(host, attached):

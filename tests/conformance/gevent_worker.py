@@ -137,6 +137,7 @@ def run_attached(name, kind):
     import asyncio
 
     import gevent
+    import gevent.testing  # it sets the class of hubs, and there will be one before the file runs
 
     async def main():
         ended = asyncio.get_running_loop().create_future()
