@@ -339,6 +339,11 @@ class CarriedLoop(Turns):
         # In a handle of the private host: another event loop runs. The hub serves it from here,
         # so that the private host ends, or goes on, after that has ended: what they both change
         # of the thread, and take back, such as the descriptor for signals, is nested.
+        if host not in left_to_parent:
+            if self._is_private_within:
+                host.stop()  # it was begun while another one ran, and has to end before that
+                return
+            self._serve()
         if host in left_to_parent:
             # A greenlet has forked, and this is the child, in which the parent's uvloop must do
             # nothing any more.
@@ -346,10 +351,6 @@ class CarriedLoop(Turns):
                 self.run()
             host.stop()
             return
-        if self._is_private_within:
-            host.stop()  # it was begun while another event loop ran, and has to end before that
-            return
-        self._serve()
         if not self._destroyed:
             self._wait_in(host)
             self._end_turn(False)

@@ -759,7 +759,9 @@ class Children:
             watcher.rpid = pid
             watcher.rstatus = status
         for watcher in watchers:
-            self._loop._feed(watcher, 0)
+            # Now, before any other callback: who asks for this child later would never hear of it.
+            if watcher.active:
+                self._loop._fire(watcher, 0)
 
     def after_fork(self) -> None:
         """Forget the parent's children, in the child, which cannot wait for them."""

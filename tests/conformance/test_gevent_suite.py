@@ -65,7 +65,7 @@ def test_the_tables_name_what_there_is() -> None:
     files = set(gevent_suite.files()) | set(gevent_tables.LEFT_OUT)
     for table in (
         gevent_tables.DEVIATIONS, gevent_tables.UVLOOP, gevent_tables.ATTACHED,
-        gevent_tables.ATTACHED_HANGS,
+        gevent_tables.ATTACHED_HANGS, gevent_tables.ATTACHED_UVLOOP,
     ):  # fmt: skip
         for test, reason in table.items():
             assert test.partition(".")[0] in files, test
