@@ -72,7 +72,9 @@ ATTACHED_HANGS = {
         f"test__systemerror.{case}.{test}": _MAIN_GREENLET
         for case in ("TestCallback", "TestSpawn")
         for test in (
-            "test_sys_exit", "test_keyboard_interrupt", "test_system_error",
+            "test_sys_exit",
+            "test_keyboard_interrupt",
+            "test_system_error",
             "test_keyboard_interrupt_stderr_patched",
         )
     },
