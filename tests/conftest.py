@@ -9,6 +9,7 @@ by the configuration of pytest.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import faulthandler
 import gc
 import logging
@@ -23,11 +24,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import gevent
+import gevent.event
 import gevent.hub
 import gevent.monkey
 import gevent.os
 import greenlet
 import pytest
+from gevent.exceptions import LoopExit
 
 import asyncio_gevent
 import asyncio_gevent._runners as _runners_module
@@ -36,6 +39,11 @@ from asyncio_gevent._portals import portals
 from asyncio_gevent._runners import Runner
 
 TESTS = pathlib.Path(__file__).parent
+
+#: gevent runs on asyncio in this process, see test_on_asyncio.
+ON_ASYNCIO = gevent.config.loop.__name__ == "GeventLoop"
+if not ON_ASYNCIO:
+    collect_ignore_glob = ["on_asyncio/test_*.py"]
 
 #: Directories of tests of our own.
 OWN = (TESTS, TESTS / "on_asyncio")
@@ -90,6 +98,11 @@ def _warm_up() -> None:
     hub.threadpool.apply(int)
     hub.resolver.gethostbyname("localhost")
     hub.loop.install_sigchld()
+    if ON_ASYNCIO:
+        # The private host runs anew after that: uvloop opens sockets for signals.
+        with contextlib.suppress(LoopExit):
+            gevent.event.Event().wait()
+        gevent.sleep(0)
 
 
 @pytest.hookimpl(wrapper=True)
