@@ -272,15 +272,25 @@ class CarriedLoop(Turns):
         try:
             # Until it is switched to with what it waits for...
             value = _switch(get_hub_if_exists())
-        finally:
-            set_running_loop(host)
-            if task is not None:
-                _compat.enter_task(host, task)
-            self._move_to(host)
-            self._is_wake_sent = True
-            call_soon(host, self._on_wake, host)
-        # ... which the hub, to which gevent is going to switch now, gives back.
-        self._callbacks.appendleft(Callback(current.switch, (value,)))
+        except BaseException:
+            self._go_on_with(host, task)
+            raise
+        # ... which the hub, to which gevent is going to switch now, gives back. Not before that is
+        # it part of the event loop again: the hub may have other things to do first.
+        self._callbacks.appendleft(Callback(self._give_back, (host, task, current, value)))
+
+    def _give_back(self, host: Any, task: Any, carrier: Any, value: Any) -> None:
+        self._go_on_with(host, task)
+        self._awake = False
+        carrier.switch(value)
+
+    def _go_on_with(self, host: Any, task: Any) -> None:
+        set_running_loop(host)
+        if task is not None:
+            _compat.enter_task(host, task)
+        self._move_to(host)
+        self._is_wake_sent = True
+        call_soon(host, self._on_wake, host)
 
     # --- running ------------------------------------------------------------------------------
 

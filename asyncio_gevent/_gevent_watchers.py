@@ -12,6 +12,7 @@ src/gevent/_ffi/watcher.py), down to the types of errors: gevent's modules rely 
 
 from __future__ import annotations
 
+import operator
 import os
 import signal
 from asyncio import events
@@ -461,6 +462,7 @@ class Io(Watcher):
             else:
                 descriptor.wanted = 0
                 loop._watched.discard(descriptor)
+                loop._feeding.discard(descriptor)
             if descriptor.wanted != descriptor.registered:
                 loop._changed.add(descriptor)
                 if not loop._awake or _get_running_loop() is not None:
@@ -477,6 +479,8 @@ class Io(Watcher):
     @fd.setter
     def fd(self, value: int) -> None:
         self._check_stopped("fd")
+        if value < 0:
+            raise ValueError(f"fd must be non-negative: {value!r}")
         self._descriptor = self.loop._find_descriptor(value)
 
     @property
@@ -487,6 +491,8 @@ class Io(Watcher):
     @events.setter
     def events(self, value: int) -> None:
         self._check_stopped("events")
+        if value & ~(READ | WRITE) or not value:
+            raise ValueError(f"illegal event mask: {value!r}")
         self._events = value
 
     @property
@@ -653,7 +659,7 @@ class Child(Watcher):
         if not loop._is_default:
             raise TypeError("child watchers are only available on the default loop")
         super().__init__(loop, ref)
-        self.pid = pid
+        self.pid = operator.index(pid)  # TypeError if it is no integer
         self.rpid: int | None = None
         self.rstatus = 0
 

@@ -408,7 +408,7 @@ class Turns:
             self._armed.cancel()
             self._armed = None
         self._armed_for = when
-        delay = when - monotonic()
+        delay = min(when - monotonic(), LONGEST_WAIT)
         if is_in_c(host):
             if delay <= 0.0:
                 # It would call it before it polls.
@@ -416,7 +416,7 @@ class Turns:
                 return
             # It counts milliseconds, to the nearest one: not to find that it is too early.
             delay = (int(delay * 1000.0) + 1) / 1000.0
-        self._armed = host.call_later(min(max(delay, 0.0), LONGEST_WAIT), self._on_timer, host)
+        self._armed = host.call_later(max(delay, 0.0), self._on_timer, host)
 
     def _arm_again(self, host: Any) -> None:
         if host is self._host:
@@ -429,14 +429,16 @@ class Turns:
             try:
                 self._register(host, descriptor)
             except BaseException as error:
-                # Whoever waits finds out what is wrong with it when he uses it.
                 descriptor.registered = 0
+                if isinstance(error, OSError) and error.errno in (errno.EBADF, errno.ENOENT):
+                    # Somebody has closed it. Whoever waits finds out when he uses it.
+                    for watcher in descriptor.watchers:
+                        self._fed.append((watcher, watcher._events))
+                    continue
                 descriptor.is_feeding = True
                 self._feeding.add(descriptor)
                 if not isinstance(error, OSError) or error.errno not in (
                     errno.EPERM,
-                    errno.EBADF,
-                    errno.ENOENT,
                     errno.EEXIST,
                 ):
                     self._report(descriptor.watchers[0] if descriptor.watchers else None)

@@ -618,6 +618,17 @@ def test_subprocesses_of_both_worlds() -> None:
     run(main())
 
 
+def test_many_subprocesses_one_after_the_other() -> None:
+    """After patching their start waits in gevent, below the carrier."""
+
+    async def main() -> None:
+        for _ in range(20):
+            process = await asyncio.create_subprocess_exec("true")
+            assert await asyncio.wait_for(process.wait(), 10) == 0
+
+    run(main())
+
+
 def test_a_descriptor_that_asyncio_uses_is_an_error_not_a_hang(observed: Any) -> None:
     async def main() -> None:
         one, other = gevent.socket.socketpair()

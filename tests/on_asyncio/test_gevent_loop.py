@@ -373,7 +373,26 @@ def test_regular_files_are_always_ready(own: GeventLoop) -> None:
                 pass_events=True,
             )
         own.run()
-    assert sorted(calls) == [(READ,), (WRITE,)]
+        assert sorted(calls) == [(READ,), (WRITE,)]
+        turns = count_turns(own)  # and they keep nobody busy once nobody watches them
+        own.timer(0.05).start(int)
+        own.run()
+        assert len(turns) <= 4
+
+
+def test_a_descriptor_that_is_closed_before_it_is_watched(own: GeventLoop, pair: Any) -> None:
+    """Whoever waits finds out, once."""
+    calls = Calls()
+    fd = os_dup(pair[0].fileno())
+    watcher = own.io(fd, READ, ref=False)
+    watcher.start(calls)
+    own.run_callback(os_close, fd)
+    own.timer(0.05).start(int)
+    turns = count_turns(own)
+    own.run()
+    assert calls == [()]
+    assert len(turns) <= 6
+    watcher.close()
 
 
 def test_bad_descriptors(own: GeventLoop, pair: Any) -> None:
@@ -394,6 +413,10 @@ def test_bad_descriptors(own: GeventLoop, pair: Any) -> None:
     with pytest.raises(AttributeError, match="read-only"):
         watcher.events = WRITE
     watcher.close()
+    with pytest.raises(ValueError, match="illegal event mask"):
+        watcher.events = 8
+    with pytest.raises(ValueError, match="non-negative"):
+        watcher.fd = -1
     watcher.events = WRITE
     assert watcher.events_str == "WRITE"
 
@@ -691,6 +714,9 @@ def test_any_child() -> None:
 def test_children_are_for_the_default_loop(own: GeventLoop) -> None:
     with pytest.raises(TypeError, match="child watchers are only available on the default loop"):
         own.child(1)
+    for bad in ("x", None):
+        with pytest.raises(TypeError):
+            loop().child(bad)
 
 
 def test_paths(own: GeventLoop, tmp_path: Any) -> None:
