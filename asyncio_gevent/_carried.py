@@ -160,12 +160,22 @@ class CarriedLoop(Turns):
         call_soon(host, self._on_wake, host)
 
     def _watch_signals(self, host: Any) -> None:
-        if needs_waker(host):
+        if is_in_c(host):
+            self._install_waker()
+
+    def _install_waker(self) -> None:
+        # Also for the standard loop while there are signal watchers: its poll is interrupted, but
+        # not by a signal that comes just before it.
+        if needs_waker():
             if self._waker is None:
                 self._waker = waker = SignalWaker()
                 watcher = self.io(waker.fd, READ, ref=False)
                 watcher.start(waker.drain)
             self._waker.install()
+
+    def _remove_waker(self) -> None:
+        if self._waker is not None and not is_in_c(self._host):
+            self._waker.remove()
 
     def _detach(self) -> None:
         # It does not run any more.
@@ -259,25 +269,32 @@ class CarriedLoop(Turns):
         # Of uvloop only a task may wait: a callback may be called in the midst of a poll, see
         # `_note_ready`.
         if not is_short_wait(frame) or (task is None and is_in_c(host)):
-            raise blocking_call(
-                frame,
-                "in a coroutine or callback of an event loop, which carries gevent's hub and could "
-                "not go on meanwhile. Call it in a greenlet, `await asyncio_gevent.sync_to_async("
-                "function)(...)`, or make the coroutine one that may block: `@asyncio_gevent."
-                "green`, or `loop.set_task_factory(asyncio_gevent.green_task_factory)` for all",
-            )
+            raise self._blocking_call(frame)
         if task is not None:
             _compat.leave_task(host, task)
         set_running_loop(None)
+        self._lets_wait += 1
         try:
             # Until it is switched to with what it waits for...
             value = _switch(get_hub_if_exists())
         except BaseException:
+            self._lets_wait -= 1
             self._go_on_with(host, task)
             raise
+        self._lets_wait -= 1
         # ... which the hub, to which gevent is going to switch now, gives back. Not before that is
         # it part of the event loop again: the hub may have other things to do first.
         self._callbacks.appendleft(Callback(self._give_back, (host, task, current, value)))
+
+    @staticmethod
+    def _blocking_call(frame: Any) -> BaseException:
+        return blocking_call(
+            frame,
+            "in a coroutine or callback of an event loop, which carries gevent's hub and could not "
+            "go on meanwhile. Call it in a greenlet, `await asyncio_gevent.sync_to_async(function)"
+            "(...)`, or make the coroutine one that may block: `@asyncio_gevent.green`, or "
+            "`loop.set_task_factory(asyncio_gevent.green_task_factory)` for all",
+        )
 
     def _give_back(self, host: Any, task: Any, carrier: Any, value: Any) -> None:
         self._go_on_with(host, task)
@@ -331,11 +348,24 @@ class CarriedLoop(Turns):
                     # Thrown into the hub while it was waiting for the carrier.
                     self._awake = False
                     self._report(None)
+            elif self._attached is not None and not self._lets_wait and self._refuse_stray():
+                pass
             elif self._attached is not None and self._host is self._attached and self._callbacks:
                 # Its carrier waits. Perhaps only for something that is queued.
                 self._turn(CALLBACKS, 0)
             else:
                 break
+
+    def _refuse_stray(self) -> bool:
+        # Somebody waits in the hub whom nobody has asked: a raw greenlet of a coroutine, which has
+        # no hook of ours. It gets the error, if it can be told which one it is.
+        if not self._attached.is_running():
+            return False
+        stray = _compat.find_only_descendant(self._carrier)
+        if stray is None:
+            return False
+        stray.throw(self._blocking_call(stray.gr_frame))
+        return True
 
     def _take_blocked(self) -> Any:
         # Those of outer event loops wait until the inner one has ended.

@@ -57,6 +57,7 @@ __all__ = [
     "enter_task",
     "exception_of_throw",
     "find_main_hub",
+    "find_only_descendant",
     "format_callback",
     "format_handle",
     "get_hub_if_exists",
@@ -388,6 +389,19 @@ def is_cffi(hub_loop: Any) -> bool:
 def has_callbacks(hub_loop: Any) -> bool:
     """Whether the hub has callbacks to call before it polls."""
     return bool(hub_loop._callbacks)
+
+
+def find_only_descendant(ancestor: Any) -> Any:
+    """Return the only active greenlet below this one; None if there is none, or more. Slow."""
+    found = []
+    for each in gc.get_objects():
+        if issubclass(type(each), greenlet.greenlet) and greenlet.greenlet.__bool__(each):
+            above = each.parent
+            while above is not None and above is not ancestor:
+                above = None if isinstance(above, gevent.hub.Hub) else above.parent
+            if above is not None and not isinstance(each, gevent.hub.Hub):
+                found.append(each)
+    return found[0] if len(found) == 1 else None
 
 
 def find_main_hub() -> Any:

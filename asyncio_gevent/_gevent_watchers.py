@@ -618,12 +618,15 @@ class Signal(Watcher):
                 del _signal_watchers[self.signum]
                 raise
         watchers.append(self)
+        self.loop._install_waker()
 
     def _disarm(self) -> None:
         watchers = _signal_watchers[self.signum]
         watchers.remove(self)
         if not watchers:
             del _signal_watchers[self.signum]
+            if not _signal_watchers:
+                self.loop._remove_waker()
             former = _former_handlers.pop(self.signum)
             if native_getsignal(self.signum) is _on_signal:
                 native_signal(self.signum, signal.SIG_DFL if former is None else former)

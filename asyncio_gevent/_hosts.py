@@ -166,12 +166,16 @@ class SignalWaker:
         except BlockingIOError:
             pass
 
-    def close(self) -> None:
-        """Take it back. From any thread."""
+    def remove(self) -> None:
+        """Have it written to no more. From any thread."""
         if get_ident() == MAIN_THREAD_IDENT:
             current = signal.set_wakeup_fd(-1)
             if current not in (-1, self._sender.fileno()):
                 signal.set_wakeup_fd(current, warn_on_full_buffer=False)
+
+    def close(self) -> None:
+        """Take it back. From any thread."""
+        self.remove()
         self._receiver.close()
         self._sender.close()
 
@@ -181,9 +185,9 @@ def is_in_c(host: Any) -> bool:
     return getattr(host, "_selector", None) is None
 
 
-def needs_waker(host: Any) -> bool:
-    """Whether signals do not wake this host, which runs in this thread."""
-    if not is_in_c(host) or get_ident() != MAIN_THREAD_IDENT:
+def needs_waker() -> bool:
+    """Whether this is the main thread and nobody has a descriptor for signals."""
+    if get_ident() != MAIN_THREAD_IDENT:
         return False
     current = signal.set_wakeup_fd(-1)
     signal.set_wakeup_fd(current, warn_on_full_buffer=False)

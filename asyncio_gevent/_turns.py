@@ -108,6 +108,7 @@ class Turns:
         self._is_broken = False
         self._is_once = False
         self._is_private_within = False
+        self._lets_wait = 0
         self._has_done = False
         self._host: Any = None
         self._private: Any = None
@@ -128,6 +129,12 @@ class Turns:
     # --- what is not known here -----------------------------------------------------------------
 
     def _leave_private(self, host: Any) -> None:
+        raise NotImplementedError
+
+    def _install_waker(self) -> None:
+        raise NotImplementedError
+
+    def _remove_waker(self) -> None:
         raise NotImplementedError
 
     def _wake(self) -> None:

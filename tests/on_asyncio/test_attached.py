@@ -255,9 +255,14 @@ def test_a_raw_greenlet_of_a_coroutine_must_not_block_either() -> None:
     import greenlet
 
     async def main() -> None:
-        raw = greenlet.greenlet(lambda: gevent.sleep(0.001))
-        with pytest.raises(BlockingCallError):
-            raw.switch()
+        event = gevent.event.Event()
+        for block in (lambda: gevent.sleep(0.001), lambda: event.wait()):
+            raw = greenlet.greenlet(block)
+            with pytest.raises(BlockingCallError, match="would block at .*test_attached"):
+                raw.switch()
+            await asyncio.sleep(0)
+        with pytest.raises(BlockingCallError, match="would block"):
+            greenlet.greenlet(event.wait).switch()  # not even a frame of its own
 
     run(main())
 
