@@ -26,6 +26,7 @@ WITHOUT_DEVMODE = {
 }
 
 _HERE = "fails on libev, too, here: "
+_MICROSECOND = "its limit of a microsecond may pass before the close is noticed"
 _GIL = (
     "may take one more worker: a native thread that wakes the standard loop lets go of the "
     "interpreter before it has said that it is free"
@@ -83,6 +84,7 @@ ATTACHED_HANGS = {
 
 #: The same, only where an asyncio loop already runs.
 ATTACHED = {
+    "test__select.TestPossibleCrashes.test_closing_object_while_polling": _MICROSECOND,
     "test__greenlet.TestBasic.test_tree_locals": _MAIN_GREENLET,
     "test__hub_join.TestJoin.test_join_many_times": _MAIN_GREENLET,
     **{
@@ -94,9 +96,6 @@ ATTACHED = {
         )
     },
     "test__order.TestSleep0.test": _MAIN_GREENLET,
-    "test__select.TestPossibleCrashes.test_closing_object_while_polling": (
-        "its limit of a microsecond may pass before the close is noticed"
-    ),
     "test__semaphore.TestSemaphoreFair.test_fair_or_hangs": _NO_LOOP_EXIT,
     "test__signal.TestSignal.test_alarm": _MAIN_GREENLET,
     "test__threading.<file>": _HUB_EXISTS,

@@ -1,11 +1,12 @@
 """gevent's own suite on our gevent loop, judged strictly: see `gevent_suite`.
 
-All files run on the private host, on the two Pythons that the tables were made for. Elsewhere, and
-in the other three ways, it is a selection; all of it runs with::
+All files run on the private host on Python 3.11, and where CONFORMANCE=all is set. Elsewhere, and
+in the other three ways, it is a selection, for the time it takes; all of it runs with::
 
     python -m tests.conformance.gevent_suite [--host uvloop] [--attached]
 """
 
+import os
 import sys
 
 import gevent.monkey
@@ -22,7 +23,7 @@ SELECTION = [
     "test__subprocess_poll", "test__threadpool", "test__timeout",
 ]  # fmt: skip
 
-COMPLETE = sys.version_info[:2] in ((3, 11), (3, 13))
+COMPLETE = sys.version_info[:2] == (3, 11) or os.environ.get("CONFORMANCE") == "all"
 
 pytestmark = [
     pytest.mark.skipif(
