@@ -52,6 +52,7 @@ DEVIATIONS = {
 
 #: The same, only with uvloop as host.
 UVLOOP = {
+    "test__select.TestPossibleCrashes.test_closing_object_while_polling": _MICROSECOND,
     "test__monkey_sigchld_wakeup_fd.<file>": "uvloop has the descriptor for signals while it runs",
 }
 
