@@ -34,6 +34,7 @@ _GIL = (
 
 #: Test id to reason.
 DEVIATIONS = {
+    "test__select.TestPossibleCrashes.test_closing_object_while_polling": _MICROSECOND,
     "test___monkey_patching.<file>": _HERE + "wants the tests of the standard library",
     "test__core.TestLibuvCffi.test_io": _HERE + "is about libuv",
     "test__core_timer.TestTimerResolution.test_resolution": _HERE + "the machine",
@@ -52,7 +53,6 @@ DEVIATIONS = {
 
 #: The same, only with uvloop as host.
 UVLOOP = {
-    "test__select.TestPossibleCrashes.test_closing_object_while_polling": _MICROSECOND,
     "test__monkey_sigchld_wakeup_fd.<file>": "uvloop has the descriptor for signals while it runs",
 }
 
@@ -85,7 +85,6 @@ ATTACHED_HANGS = {
 
 #: The same, only where an asyncio loop already runs.
 ATTACHED = {
-    "test__select.TestPossibleCrashes.test_closing_object_while_polling": _MICROSECOND,
     "test__greenlet.TestBasic.test_tree_locals": _MAIN_GREENLET,
     "test__hub_join.TestJoin.test_join_many_times": _MAIN_GREENLET,
     **{
