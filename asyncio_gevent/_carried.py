@@ -31,7 +31,7 @@ from asyncio_gevent._hosts import (
     use_native_selector,
 )
 from asyncio_gevent._originals import get_ident
-from asyncio_gevent._turns import CALLBACKS, QUEUES, Turns, call_soon, left_to_parent
+from asyncio_gevent._turns import CALLBACKS, QUEUES, Turns, left_to_parent
 
 __all__ = ["CarriedLoop"]
 
@@ -68,16 +68,13 @@ class CarriedLoop(Turns):
             return
         running = _get_running_loop()
         attached = self._attached
-        if attached is None:
-            if running is not None and is_foreign(running):
-                self._attach(running)
-                return
-        elif running is not attached:
-            if running is not None and is_foreign(running):
-                self._attach(running)
-                return
-            if running is None and not attached.is_running():
+        if running is None:
+            if attached is not None and not attached.is_running():
                 self._detach()
+        elif running is not attached:
+            if is_foreign(running):
+                self._attach(running)
+                return
         else:
             self._watch_for_blocking(getcurrent())
             if not self._is_wake_sent and self._host is attached:
@@ -85,7 +82,7 @@ class CarriedLoop(Turns):
                 if _compat.is_polling(attached, sys._getframe(1)):
                     attached.call_soon_threadsafe(self._on_wake, attached)
                 else:
-                    call_soon(attached, self._on_wake, attached)
+                    attached.call_soon(self._on_wake, attached)
                 return
         if not self._awake:
             self._wake_threadsafe()
@@ -156,8 +153,7 @@ class CarriedLoop(Turns):
         self._move_to(host)
         self._watch_signals(host)
         self._awake = False
-        self._is_wake_sent = True
-        call_soon(host, self._on_wake, host)
+        self._go_on(host)
 
     def _watch_signals(self, host: Any) -> None:
         if is_in_c(host):
@@ -306,8 +302,7 @@ class CarriedLoop(Turns):
         if task is not None:
             _compat.enter_task(host, task)
         self._move_to(host)
-        self._is_wake_sent = True
-        call_soon(host, self._on_wake, host)
+        self._go_on(host)
 
     # --- running ------------------------------------------------------------------------------
 

@@ -188,13 +188,6 @@ class Watcher:
         self._begin(callback, args)
         self.loop._feed(self, revents)
 
-    def _end_once(self) -> bool:
-        # Before the callback of one that fires once.
-        self.active = False
-        if self._ref:
-            self.loop._references -= 1
-        return True
-
     @property
     def ref(self) -> bool:
         """Whether the loop goes on as long as this is active."""
@@ -389,6 +382,16 @@ class Descriptor:
         self.is_feeding = False
 
 
+def _check_fd(fd: int) -> None:
+    if fd < 0:
+        raise ValueError(f"fd must be non-negative: {fd!r}")
+
+
+def _check_events(events: int) -> None:
+    if events & ~(READ | WRITE) or not events:
+        raise ValueError(f"illegal event mask: {events!r}")
+
+
 class Io(Watcher):
     """Fires while a descriptor is ready."""
 
@@ -402,10 +405,8 @@ class Io(Watcher):
         ref: bool = True,
         priority: int | None = None,
     ) -> None:
-        if fd < 0:
-            raise ValueError(f"fd must be non-negative: {fd!r}")
-        if events & ~(READ | WRITE) or not events:
-            raise ValueError(f"illegal event mask: {events!r}")
+        _check_fd(fd)
+        _check_events(events)
         fstat(fd)  # OSError, EBADF
         super().__init__(loop, ref, priority)
         self._events = events
@@ -479,8 +480,7 @@ class Io(Watcher):
     @fd.setter
     def fd(self, value: int) -> None:
         self._check_stopped("fd")
-        if value < 0:
-            raise ValueError(f"fd must be non-negative: {value!r}")
+        _check_fd(value)
         self._descriptor = self.loop._find_descriptor(value)
 
     @property
@@ -491,8 +491,7 @@ class Io(Watcher):
     @events.setter
     def events(self, value: int) -> None:
         self._check_stopped("events")
-        if value & ~(READ | WRITE) or not value:
-            raise ValueError(f"illegal event mask: {value!r}")
+        _check_events(value)
         self._events = value
 
     @property

@@ -191,12 +191,9 @@ class Step(greenlet):  # type: ignore[misc]
                 _compat.leave_task(loop, task)
             set_running_loop(outside)
         waker = self.waker
-        if self.outcome is not None and waker is not None and not waker.done():
-            try:
+        if self.outcome is not None and waker is not None:
+            if not (waker.done() or loop.is_closed()):
                 waker.set_result(None)
-            except RuntimeError:
-                if not loop.is_closed():
-                    raise
 
 
 class _Pool(native_local):  # type: ignore[misc]

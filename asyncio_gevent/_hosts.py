@@ -71,18 +71,8 @@ class PrivateHost(asyncio.SelectorEventLoop):
             self.close()
 
 
-def make_private_host(factory: Callable[[], Any] | None) -> Any:
-    """Make an event loop that nobody else runs.
-
-    Args:
-        factory: what makes it; None: what the environment variable names, or uvloop if its policy
-            was installed, or else the standard event loop.
-
-    Raises:
-        ValueError: the environment variable names nothing that makes an event loop.
-    """
-    if factory is None:
-        factory = find_factory()
+def make_private_host(factory: Callable[[], Any]) -> Any:
+    """Make an event loop that nobody else runs, by this."""
     host = factory()
     if host.get_debug():
         host.set_debug(False)  # as above
@@ -94,8 +84,14 @@ def make_private_host(factory: Callable[[], Any] | None) -> Any:
 def find_factory() -> Callable[[], Any]:
     """Return what makes private hosts if nobody says otherwise.
 
+    What the environment variable names, or uvloop if its policy was installed, or else the
+    standard event loop.
+
     It may import it, which the hub must not: it would wait for locks of greenlets. And not before
     patching, after which a module that was imported before has half of ``threading``.
+
+    Raises:
+        ValueError: the environment variable names nothing that makes an event loop.
     """
     name = os.environ.get(HOST_VARIABLE, "")
     if name:
@@ -143,9 +139,9 @@ class SignalWaker:
     """Wakes a host that sleeps in C when the process has got a signal.
 
     Python calls its handlers when it next runs Python code; to sleep in C it takes a descriptor to
-    which the C handler writes (``signal.set_wakeup_fd``). The standard loop needs none, its poll
-    is interrupted. uvloop has one of its own, but not after patching, when it takes no thread
-    for the main one.
+    which the C handler writes (``signal.set_wakeup_fd``). The poll of
+    the standard loop is interrupted, but not by a signal that comes just before it. uvloop has a
+    descriptor of its own, but not after patching, when it takes no thread for the main one.
     """
 
     def __init__(self) -> None:
@@ -200,11 +196,11 @@ def reset_in_child(host: Any) -> bool:
     Returns:
         Whether that is possible. It is not with uvloop, which must not do anything in the child.
     """
-    selector = getattr(host, "_selector", None)
-    if selector is None:
+    if is_in_c(host):
         return False
     if host.is_closed():
         return True
+    selector = host._selector
     # Closing the old one only closes this process's descriptor of it. Anything less (epoll_ctl)
     # would change what the parent polls.
     _compat.replace_selector(host, NativeSelector())

@@ -42,7 +42,7 @@ from asyncio_gevent._gevent_watchers import (
 from asyncio_gevent._hosts import is_in_c
 from asyncio_gevent._originals import get_ident
 
-__all__ = ["CALLBACKS", "QUEUES", "TIMERS", "Turns", "call_soon", "left_to_parent"]
+__all__ = ["CALLBACKS", "QUEUES", "READY", "TIMERS", "Turns", "left_to_parent"]
 
 #: Callbacks after which a turn looks whether it has taken too long, as gevent's loops do.
 CALLBACKS_BETWEEN_LOOKS = 50
@@ -52,6 +52,7 @@ STOPPED_TIMERS = 64
 
 #: Seconds that a host is asked to wait at most: uvloop takes only so much.
 LONGEST_WAIT = 24 * 3600.0
+
 _get_running_loop = events._get_running_loop
 
 # Kinds of turns, besides descriptors; see `Turns._turn`.
@@ -62,16 +63,6 @@ CALLBACKS = "callbacks"
 
 #: uvloops that a forked child must not touch, not even to close them.
 left_to_parent: list[Any] = []
-
-
-def call_soon(host: Any, function: Callable[..., Any], *args: Any) -> None:
-    """Have an event loop of this OS thread call this."""
-    try:
-        host.call_soon(function, *args)
-    except RuntimeError:
-        # In debug mode asyncio compares identifiers of threads, which are greenlets' after
-        # patching.
-        host.call_soon_threadsafe(function, *args)
 
 
 class Turns:
@@ -408,7 +399,7 @@ class Turns:
         # Another turn, once the host has polled.
         if not self._is_wake_sent:
             self._is_wake_sent = True
-            call_soon(host, self._on_wake, host)
+            host.call_soon(self._on_wake, host)
 
     def _arm(self, host: Any, when: float) -> None:
         if self._armed is not None:

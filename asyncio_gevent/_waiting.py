@@ -147,15 +147,9 @@ def is_own_thread(loop: Any) -> bool:
 def call_in_loop(loop: Any, function: Callable[..., Any], *args: Any) -> None:
     """Have an event loop call this, from any greenlet of any OS thread."""
     if is_own_thread(loop):
-        try:
-            loop.call_soon(function, *args)
-            return
-        except RuntimeError:
-            if loop.is_closed() or isinstance(loop, EventLoop):
-                raise
-            # In debug mode asyncio compares threads by identifiers that are greenlets' after
-            # patching.
-    loop.call_soon_threadsafe(function, *args)
+        loop.call_soon(function, *args)
+    else:
+        loop.call_soon_threadsafe(function, *args)
 
 
 def check_running(loop: Any) -> None:
