@@ -199,7 +199,7 @@ def test_each_thread_has_its_own() -> None:
     mine = await_(running_loop())
     other = in_native_thread(lambda: await_(running_loop()))
     assert other is not mine
-    assert other.is_closed()
+    until_in_greenlet(other.is_closed)  # at the very end of the thread, after its outcome is known
     asyncio_gevent.run(to_thread())
 
 
