@@ -317,7 +317,7 @@ class CarriedLoop(Turns):
         self._is_broken = False
         while True:
             self._serve()
-            if self._is_broken or not (self._is_needed() or self._changed):
+            if self._is_broken or self._destroyed or not (self._is_needed() or self._changed):
                 break
             self._run_private(nowait, once)
             if nowait or once:
@@ -341,8 +341,8 @@ class CarriedLoop(Turns):
                         _switch(self._carrier)
                 except BaseException:
                     # Thrown into the hub while it was waiting for the carrier.
-                    self._awake = False
                     self._report(None)
+                    self._awake = False
             elif self._attached is not None and not self._lets_wait and self._refuse_stray():
                 pass
             elif self._attached is not None and self._host is self._attached and self._callbacks:
@@ -414,11 +414,13 @@ class CarriedLoop(Turns):
             host.run_forever()
         except BaseException:
             # Of a signal handler, KeyboardInterrupt say, or thrown into the hub.
-            self._awake = False
             self._is_wake_sent = False
             self._report(None)
+            self._awake = False
         finally:
             self._is_once = False
+            if self._destroyed and host not in left_to_parent:
+                host.close()
             if outside is not None:
                 set_running_loop(outside)
 

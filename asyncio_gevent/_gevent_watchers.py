@@ -161,7 +161,7 @@ class Watcher:
             self.active = True
             if self._ref:
                 loop._references += 1
-            if not loop._awake or _get_running_loop() is not None:
+            if not loop._awake or (loop._asks_who_runs and _get_running_loop() is not None):
                 loop._wake()
 
     def stop(self) -> None:
@@ -254,34 +254,15 @@ class Watcher:
 class Timer(Watcher):
     """Fires after a time, in seconds, and then at intervals if it repeats."""
 
-    # Written out instead of calling the methods of the base class: each gevent.sleep(), each
-    # gevent.Timeout and each wait with a time limit makes one, starts it and closes it.
+    # Made by `Turns.timer`. Its methods are written out instead of calling those of the base class:
+    # each gevent.sleep(), each gevent.Timeout and each wait with a time limit makes one, starts it
+    # and closes it.
 
     __slots__ = ("_after", "_entry", "_repeat")
 
-    def __init__(
-        self,
-        loop: Turns,
-        after: float = 0.0,
-        repeat: float = 0.0,
-        ref: bool = True,
-        priority: int | None = None,
-    ) -> None:
-        if repeat < 0.0:
-            raise ValueError(f"repeat must be positive or zero: {repeat!r}")
-        if after != after:
-            raise ValueError("after must be a number of seconds, not NaN")
-        if loop._destroyed:
-            raise ValueError("operation on destroyed loop")
-        self._after = after + 0.0  # TypeError if it is not a number
-        self._repeat = repeat
-        self.loop = loop
-        self._ref = ref
-        self._priority = priority or 0
-        self._callback: Any = None
-        self._args: Any = None
-        self._entry: Any = None
-        self.active = False
+    _after: float
+    _entry: Any
+    _repeat: float
 
     def start(self, callback: Callable[..., Any], *args: Any, update: bool | None = None) -> None:
         """Call this once the time has passed, which begins now. Does not block.
@@ -300,11 +281,12 @@ class Timer(Watcher):
             if loop._destroyed:
                 raise ValueError("operation on destroyed loop")
             self.active = True
-            self._entry = entry = (monotonic() + self._after, loop._next_number(), self)
+            loop._timers_started = number = loop._timers_started + 1
+            self._entry = entry = (monotonic() + self._after, number, self)
             heappush(loop._timers, entry)
             if self._ref:
                 loop._references += 1
-            if not loop._awake or _get_running_loop() is not None:
+            if not loop._awake or (loop._asks_who_runs and _get_running_loop() is not None):
                 loop._wake()
 
     def again(self, callback: Callable[..., Any], *args: Any, update: bool | None = None) -> None:
@@ -337,7 +319,8 @@ class Timer(Watcher):
     close = stop
 
     def __exit__(self, *exc_info: object) -> None:
-        self.stop()
+        if self.active:
+            self.stop()
 
     def _repeat_from(self, now: float) -> None:
         # Before its callback: it goes on by its interval, or from now if it is late.
@@ -345,7 +328,8 @@ class Timer(Watcher):
         if when < now:
             when = now
         loop = self.loop
-        self._entry = entry = (when, loop._next_number(), self)
+        loop._timers_started = number = loop._timers_started + 1
+        self._entry = entry = (when, number, self)
         heappush(loop._timers, entry)
 
     def _describe(self) -> str:
@@ -442,7 +426,7 @@ class Io(Watcher):
             # Also one that seems to be registered: its number may have been closed meanwhile.
             if descriptor.wanted != descriptor.registered or descriptor.is_renewed:
                 loop._changed.add(descriptor)
-            if not loop._awake or _get_running_loop() is not None:
+            if not loop._awake or (loop._asks_who_runs and _get_running_loop() is not None):
                 loop._wake()
 
     def stop(self) -> None:
@@ -466,7 +450,7 @@ class Io(Watcher):
                 loop._feeding.discard(descriptor)
             if descriptor.wanted != descriptor.registered:
                 loop._changed.add(descriptor)
-                if not loop._awake or _get_running_loop() is not None:
+                if not loop._awake or (loop._asks_who_runs and _get_running_loop() is not None):
                     loop._wake()
         self._callback = self._args = None
 
@@ -808,7 +792,7 @@ class Stat(Watcher):
             self._interval = STAT_INTERVAL
         self._interval = max(self._interval, STAT_MINIMUM)
         self._attr = self._look()
-        self._timer = Timer(self.loop, self._interval, self._interval, ref=False)
+        self._timer = self.loop.timer(self._interval, self._interval, ref=False)
         self._timer.start(self._on_timer)
 
     def _disarm(self) -> None:

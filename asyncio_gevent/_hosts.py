@@ -35,6 +35,7 @@ __all__ = [
     "is_foreign",
     "is_in_c",
     "make_private_host",
+    "may_miss_loops",
     "needs_waker",
     "reset_in_child",
     "set_running_loop",
@@ -48,6 +49,8 @@ HOST_VARIABLE = "ASYNCIO_GEVENT_HOST"
 
 #: asyncio's own, whatever is in its place.
 set_running_loop: Callable[[Any], None] = events._set_running_loop
+
+_may_miss_loops = False
 
 
 # --- the private host ----------------------------------------------------------------------------
@@ -236,7 +239,23 @@ def _set_running_loop(loop: Any) -> None:
 
 def watch_running_loops() -> None:
     """Hear from now on which event loops begin and end to run, in all threads."""
-    global set_running_loop
+    global set_running_loop, _may_miss_loops
     if events._set_running_loop is not _set_running_loop:
+        _may_miss_loops = _has_strange_kind(asyncio.AbstractEventLoop)
         set_running_loop = events._set_running_loop
         _compat.replace_set_running_loop(_set_running_loop)
+
+
+def may_miss_loops() -> bool:
+    """Whether there are event loops of which `watch_running_loops` may not hear."""
+    return _may_miss_loops
+
+
+def _has_strange_kind(base: type) -> bool:
+    # asyncio's own, and ours, look for the function when they call it.
+    kinds: list[type] = base.__subclasses__()
+    return any(
+        kind.__module__.partition(".")[0] not in ("asyncio", "asyncio_gevent")
+        or _has_strange_kind(kind)
+        for kind in kinds
+    )

@@ -11,11 +11,11 @@ import errno
 import sys
 import traceback
 from asyncio import events
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from heapq import heapify, heappop
-from itertools import count
+from math import inf
 from os import getpid
 from time import monotonic
 from typing import Any
@@ -39,7 +39,7 @@ from asyncio_gevent._gevent_watchers import (
     Timer,
     Watcher,
 )
-from asyncio_gevent._hosts import is_in_c
+from asyncio_gevent._hosts import is_in_c, may_miss_loops
 from asyncio_gevent._originals import get_ident
 
 __all__ = ["CALLBACKS", "QUEUES", "READY", "TIMERS", "Turns", "left_to_parent"]
@@ -50,10 +50,17 @@ CALLBACKS_BETWEEN_LOOKS = 50
 #: Stopped timers that the heap may hold before it is looked through for them.
 STOPPED_TIMERS = 64
 
+#: Timers that it is worth while to sort for one that is due.
+TIMERS_TO_SORT_FOR_ONE = 8
+
+#: Turns, of timers and queues, that fed watchers may be put off: those before a check has polled.
+PUT_OFF_FED = 4
+
 #: Seconds that a host is asked to wait at most: uvloop takes only so much.
 LONGEST_WAIT = 24 * 3600.0
 
 _get_running_loop = events._get_running_loop
+_new = object.__new__
 
 # Kinds of turns, besides descriptors; see `Turns._turn`.
 READY = "ready"
@@ -77,7 +84,8 @@ class Turns:
         self._references = 0
         self._callbacks: deque[Any] = deque()
         self._timers: list[tuple[float, int, Timer]] = []
-        self._next_number = count().__next__
+        self._due: list[tuple[float, int, Timer]] = []
+        self._timers_started = 0
         self._stopped_timers = 0
         self._timers_to_purge = STOPPED_TIMERS
         self._descriptors: WeakValueDictionary[int, Descriptor] = WeakValueDictionary()
@@ -85,6 +93,7 @@ class Turns:
         self._changed: set[Descriptor] = set()
         self._feeding: set[Descriptor] = set()
         self._fed: deque[tuple[Watcher, int]] = deque()
+        self._fed_put_off = 0
         self._ready: list[tuple[Descriptor, int]] = []
         self._sent: deque[Async] = deque()
         self._asyncs: set[Async] = set()
@@ -94,8 +103,8 @@ class Turns:
         self._forks: list[Fork] = []
         self._is_quiet = False
         self._children = Children(self)
-        self._now = monotonic()
         self._awake = False
+        self._asks_who_runs = may_miss_loops()
         self._is_broken = False
         self._is_once = False
         self._is_private_within = False
@@ -113,9 +122,6 @@ class Turns:
         self._armed_for = 0.0
         self._is_wake_sent = False
         self._hooks: Any = (None, None)
-        # Each is asked for by every sleep, socket or call: what they would add is a call.
-        self.timer: Callable[..., Timer] = partial(Timer, self)
-        self.io: Callable[..., Io] = partial(Io, self)
 
     # --- what is not known here -----------------------------------------------------------------
 
@@ -140,13 +146,46 @@ class Turns:
     def _hide_private(self) -> None:
         raise NotImplementedError
 
+    # --- the watchers there are most of -------------------------------------------------------
+
+    def timer(
+        self,
+        after: float = 0.0,
+        repeat: float = 0.0,
+        ref: bool = True,
+        priority: int | None = None,
+    ) -> Timer:
+        """Return a watcher that fires after a time, in seconds, and then at intervals."""
+        # What a constructor would do; to call one takes half as long again.
+        if repeat < 0.0:
+            raise ValueError(f"repeat must be positive or zero: {repeat!r}")
+        if after != after:
+            raise ValueError("after must be a number of seconds, not NaN")
+        if self._destroyed:
+            raise ValueError("operation on destroyed loop")
+        timer = _new(Timer)
+        timer._after = after + 0.0  # TypeError if it is not a number
+        timer._repeat = repeat
+        timer.loop = self
+        timer._ref = ref
+        timer._priority = priority or 0
+        timer._callback = timer._args = timer._entry = None
+        timer.active = False
+        return timer
+
+    def io(self, fd: int, events: int, ref: bool = True, priority: int | None = None) -> Io:
+        """Return a watcher that fires while a descriptor is ready."""
+        return Io(self, fd, events, ref, priority)
+
     # --- callbacks ----------------------------------------------------------------------------
 
     def run_callback(self, func: Callable[..., Any], *args: Any) -> Callback:
         """Call this in the next turn, in the hub. Does not block. From the loop's OS thread."""
-        pending = Callback(func, args)
+        pending = _new(Callback)  # a constructor would take twice as long
+        pending.callback = func
+        pending.args = args
         self._callbacks.append(pending)
-        if not self._awake or _get_running_loop() is not None:
+        if not self._awake or (self._asks_who_runs and _get_running_loop() is not None):
             self._wake()
         return pending
 
@@ -212,7 +251,7 @@ class Turns:
         # timers. It is the order of libev, and gevent's wait(timeout=0) relies on it.
         self._awake = True
         done = is_descriptor = type(kind) is Descriptor
-        self._now = now = monotonic()
+        now = monotonic()
         if self._checks:
             for check in [*self._checks]:
                 check.hops += kind is QUEUES
@@ -221,8 +260,11 @@ class Turns:
         if done:
             self._fire_descriptor(kind, revents)
         if kind is TIMERS:
+            # What was queued before goes first: a timer that was started after it may be due.
+            if self._callbacks:
+                self._run_callbacks()
             timers = self._timers
-            if timers and timers[0][0] <= now:
+            if timers and timers[0][0] <= now and (not self._fed or self._fire_fed()):
                 done = True
                 self._fire_timers(now)
         elif kind is READY:
@@ -231,9 +273,8 @@ class Turns:
             for each, happened in ready:
                 self._fire_descriptor(each, happened)
         elif kind is QUEUES:
-            if self._fed:
+            if self._fed and self._fire_fed():
                 done = True
-                self._fire_fed()
             if self._sent:
                 done = True
                 self._fire_sent()
@@ -280,9 +321,10 @@ class Turns:
                 left = CALLBACKS_BETWEEN_LOOKS
 
     def _fire_timers(self, now: float) -> None:
-        timers = self._timers
-        while timers and timers[0][0] <= now:
-            entry = heappop(timers)
+        self._take_due(now)
+        due = self._due
+        while due:
+            entry = due.pop()
             timer = entry[2]
             if timer._entry is not entry:
                 self._stopped_timers -= 1
@@ -302,12 +344,28 @@ class Turns:
             if not timer.active:
                 timer._callback = timer._args = None
 
+    def _take_due(self, now: float) -> None:
+        # The first is the last in the list. One by one off a heap costs twice as much as to sort
+        # it, if most are due; and what is sorted is a heap.
+        timers = self._timers
+        one_by_one = len(timers) // TIMERS_TO_SORT_FOR_ONE
+        while timers and timers[0][0] <= now:
+            if one_by_one < 0:
+                timers.sort()
+                number = bisect_right(timers, (now, inf))
+                self._due += timers[:number]
+                del timers[:number]
+                break
+            one_by_one -= 1
+            self._due.append(heappop(timers))
+        self._due.reverse()
+
     def _purge_timers(self) -> None:
         # More than half of them are stopped: socket timeouts that were not needed, say.
         timers = [entry for entry in self._timers if entry[2]._entry is entry]
         heapify(timers)
+        self._stopped_timers -= len(self._timers) - len(timers)
         self._timers[:] = timers
-        self._stopped_timers = 0
         self._timers_to_purge = max(STOPPED_TIMERS, len(timers))
 
     def _fire_descriptor(self, descriptor: Descriptor, revents: int) -> None:
@@ -329,12 +387,22 @@ class Turns:
                 if idle.active:
                     self._fire(idle, 0)
 
-    def _fire_fed(self) -> None:
+    def _fire_fed(self) -> bool:
+        """Fire them, if this is the time.
+
+        gevent closes a descriptor in a `Check` after it has fed those who wait for it. They are to
+        hear of it when it is closed, but not to wait for checks that others start meanwhile.
+        """
+        if self._checks and not self._checks[-1].has_polled() and self._fed_put_off < PUT_OFF_FED:
+            self._fed_put_off += 1
+            return False
+        self._fed_put_off = 0
         fed = self._fed
         for _ in range(len(fed)):
             watcher, revents = fed.popleft()
             if watcher.active:
                 self._fire(watcher, revents)
+        return True
 
     def _fire_sent(self) -> None:
         sent = self._sent
@@ -357,7 +425,7 @@ class Turns:
 
     def _feed(self, watcher: Watcher, revents: int) -> None:
         self._fed.append((watcher, revents))
-        if not self._awake or _get_running_loop() is not None:
+        if not self._awake or (self._asks_who_runs and _get_running_loop() is not None):
             self._wake()
 
     # --- between turns ------------------------------------------------------------------------

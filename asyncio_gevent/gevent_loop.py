@@ -32,7 +32,6 @@ Rule 3: nothing escapes to the host: errors go to `handle_error`.
 
 from __future__ import annotations
 
-from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -51,7 +50,6 @@ from asyncio_gevent._gevent_watchers import (
     Prepare,
     Signal,
     Stat,
-    Timer,
     Watcher,
 )
 from asyncio_gevent._hosts import watch_running_loops
@@ -89,13 +87,16 @@ class GeventLoop(CarriedLoop):
         _references: how many active watchers are reason enough not to end.
         _callbacks: functions to call in the next turn.
         _timers: heap of (time, number, timer); an entry that is not the timer's own is stopped.
+        _due: those of it that the turn fires, the first one last.
         _watched: descriptors with active watchers.
         _changed: those whose registration may have to change.
         _feeding: those that are always ready.
         _fed: watchers that fire in the next turn, with events.
+        _fed_put_off: turns in which those were not fired.
         _ready: descriptors that uvloop has found ready, with events.
         _sent: `Async` watchers that fire in the next turn.
         _awake: a turn is under way.
+        _asks_who_runs: also then another event loop may run, and poll, without our knowledge.
         _host: the event loop in which descriptors are registered, or None.
         _private: the private host, or None.
         _attached: the event loop that runs in this thread and is not ours, or None.
@@ -165,13 +166,11 @@ class GeventLoop(CarriedLoop):
 
     # --- the rest of what gevent asks for -----------------------------------------------------
 
-    def now(self) -> float:
-        """Return the time in seconds, of the clock of timers, when the turn began."""
-        return self._now
+    #: The time it is, in seconds of the clock of timers; not that at which the turn began.
+    now = staticmethod(monotonic)
 
     def update_now(self) -> None:
-        """Let `now` be the time it is."""
-        self._now = monotonic()
+        """Do nothing: timers start from the time it is."""
 
     update = update_now
 
@@ -193,10 +192,13 @@ class GeventLoop(CarriedLoop):
         self._outer.clear()
         self._children.after_fork()
         private, self._private = self._private, None
-        if private is not None and not private.is_running():
-            private.close()
+        if private is not None:
+            if private.is_running():
+                private.stop()  # this is called by one of its callbacks; `run` closes it
+            else:
+                private.close()
         for collection in (
-            self._callbacks, self._timers, self._watched, self._changed, self._feeding,
+            self._callbacks, self._timers, self._due, self._watched, self._changed, self._feeding,
             self._fed, self._sent, self._asyncs, self._checks, self._prepares, self._idles,
             self._forks,
         ):  # fmt: skip
@@ -204,8 +206,6 @@ class GeventLoop(CarriedLoop):
         if self._waker is not None:
             self._waker.close()
             self._waker = None
-        # They refer to this.
-        self.timer = partial(Timer, self)
         return True
 
     @property

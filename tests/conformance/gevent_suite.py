@@ -190,7 +190,7 @@ def main(argv=None):
     parser.add_argument("--json", help="write all results to this file")
     parser.add_argument("-v", "--verbose", action="store_true", help="print what failed in full")
     options = parser.parse_args(argv)
-    names = options.files or files()
+    names = [name.removesuffix(".py") for name in options.files] or files()
 
     def one(name):
         return run_file(

@@ -26,7 +26,6 @@ WITHOUT_DEVMODE = {
 }
 
 _HERE = "fails on libev, too, here: "
-_MICROSECOND = "its limit of a microsecond may pass before the close is noticed"
 _GIL = (
     "may take one more worker: a native thread that wakes the standard loop lets go of the "
     "interpreter before it has said that it is free"
@@ -34,7 +33,6 @@ _GIL = (
 
 #: Test id to reason.
 DEVIATIONS = {
-    "test__select.TestPossibleCrashes.test_closing_object_while_polling": _MICROSECOND,
     "test___monkey_patching.<file>": _HERE + "wants the tests of the standard library",
     "test__core.TestLibuvCffi.test_io": _HERE + "is about libuv",
     "test__core_timer.TestTimerResolution.test_resolution": _HERE + "the machine",

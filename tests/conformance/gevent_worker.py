@@ -70,9 +70,12 @@ def watch_results(pipe):
     run = unittest.TestCase.run
 
     def run_test(self, result=None):
-        if self.id() in left_out:
-            return None
-        return run(self, result)
+        if self.id() not in left_out:
+            return run(self, result)
+        result.startTest(self)
+        result.addSkip(self, "left out, see gevent_tables")
+        result.stopTest(self)
+        return result
 
     unittest.TestCase.run = run_test
 

@@ -249,6 +249,58 @@ def test_a_timer_that_another_one_stops_does_not_fire(own: GeventLoop) -> None:
     assert not calls
 
 
+@pytest.mark.parametrize("share", [1, 3, 300])
+def test_many_timers_at_once(own: GeventLoop, share: int) -> None:
+    """Whatever the share of them that is due, and though some stop others and start new ones."""
+    expected = Calls()
+    calls = Calls()
+    now = time.monotonic()
+    stops = {}
+    for number in range(1, 601):
+        is_due = number % share == 0
+        timer = own.timer(0.001 if is_due else 1000)
+        if not is_due:
+            timer.ref = False
+        elif number % 4 == 0 and number < 500:
+            stops[number] = own.timer(0.001)
+            timer.start(lambda number=number: stops[number].stop() or calls(number))
+            expected(number)
+            stops[number].start(calls, "stopped")
+            continue
+        else:
+            expected(number)
+        timer.start(calls, number)
+    own.timer(0.002).start(lambda: own.timer(0).start(calls, "new"))
+    while time.monotonic() < now + 0.003:
+        pass
+    own.run()
+    assert calls == [*expected, ("new",)]
+    assert own.activecnt == 0
+    assert own._stopped_timers >= 0
+
+
+def test_a_loop_that_a_timer_destroys_fires_no_more() -> None:
+    own = GeventLoop(default=False)
+    calls = Calls()
+    own.timer(0).start(own.destroy)
+    for _ in range(20):
+        own.timer(0).start(calls)
+    own.run()
+    assert not calls
+
+
+def test_what_was_queued_goes_before_a_timer_that_was_started_after_it(own: GeventLoop) -> None:
+    calls = Calls()
+
+    def fired() -> None:
+        own.run_callback(calls, "queued")
+        own.timer(0).start(calls, "started")
+
+    own.timer(0).start(fired)
+    own.run()
+    assert calls == [("queued",), ("started",)]
+
+
 def test_stopped_timers_do_not_pile_up(own: GeventLoop) -> None:
     kept = own.timer(1000)
     kept.start(int)
@@ -442,6 +494,47 @@ def test_a_descriptor_that_is_closed_wakes_those_who_wait(own: GeventLoop) -> No
     assert calls == [(READ,)]
     assert not own.closing_fd(other.fileno())
     other.close()
+
+
+def test_who_polls_a_descriptor_that_is_closed_hears_of_it_in_time() -> None:
+    """Not that his time is up first, however short it is, and not before it is closed."""
+    from gevent import select, socket
+
+    def original(*_: Any) -> tuple[tuple[()], ...]:
+        return (), (), ()  # it is asked first, and there is nothing
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(select, "_original_select", original)
+        for _ in range(100):
+            sock = socket.socket()
+            fd = sock.fileno()
+            poller = select.poll()
+            poller.register(sock, select.POLLIN)
+            gevent.spawn(sock.close)
+            assert poller.poll(0.001) == [(fd, select.POLLIN)]
+            assert poller.poll(0.001) == [(fd, select.POLLNVAL)]
+
+
+def test_who_is_fed_does_not_wait_for_checks_for_ever(own: GeventLoop, pair: Any) -> None:
+    """One that is started in each turn, as by a server that closes connections."""
+    calls = Calls()
+    watcher = own.io(pair[0].fileno(), READ)
+    watcher.start(lambda: calls("fed") or watcher.stop())
+    own.timer(0).start(calls, "timer")
+    checks = []
+
+    def again() -> None:
+        for each in checks:
+            each.close()
+        if len(calls) < 2:
+            checks.append(own.check())
+            checks[-1].start(int)
+            own.closing_fd(pair[0].fileno())
+            own.timer(0).start(again)
+
+    again()
+    own.run()
+    assert sorted(calls) == [("fed",), ("timer",)]
 
 
 def test_a_number_that_is_used_again(own: GeventLoop) -> None:
