@@ -14,10 +14,11 @@ _PATIENT = ("logging", "concurrent.futures.")
 
 
 #: The same, of asyncio: for the threads of its executor (which uvloop ends without a frame of its
-#: own, below the runner), for a child to have begun.
+#: own, below the runner), for a child to have begun, for the status of one that has ended.
 _PATIENT_FUNCTIONS = {
     ("asyncio.base_events", "shutdown_default_executor"),
     ("asyncio.runners", "close"),
+    ("asyncio.unix_events", "_do_wait"),
     ("asyncio.unix_events", "_start"),
 }
 

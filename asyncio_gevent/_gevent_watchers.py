@@ -21,6 +21,7 @@ from heapq import heappush
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from asyncio_gevent._hosts import is_in_c
 from asyncio_gevent._originals import (
     fstat,
     native_getsignal,
@@ -672,6 +673,8 @@ class Children:
         self._by_pid: dict[int, list[Child]] = {}
         self._pidfds: dict[int, Io] = {}
         self._sigchld: Signal | None = None
+        self._ended: list[int] = []
+        self._check: Check | None = None
 
     def add(self, watcher: Child) -> None:
         """Wait for one, whether it has ended or not."""
@@ -735,7 +738,7 @@ class Children:
 
     def _reap(self, pid: int) -> None:
         try:
-            reaped, status = os_waitpid(pid, os.WNOHANG)
+            reaped, status = (self._look_at if self._must_leave() else os_waitpid)(pid, os.WNOHANG)
         except ChildProcessError:
             # Somebody else has reaped it, or it is nobody's child. libev never hears of it.
             self._forget_pidfd(pid)
@@ -755,8 +758,42 @@ class Children:
             if watcher.active:
                 self._loop._fire(watcher, 0)
 
+    # While asyncio starts a child, by gevent's ``Popen`` after patching, gevent waits until it has
+    # begun. It may have ended by then, and must not be reaped before asyncio has opened a
+    # descriptor of it (Lib/asyncio/unix_events.py, PidfdChildWatcher), which it then does at once.
+
+    def _must_leave(self) -> bool:
+        attached = self._loop._attached
+        return attached is not None and not is_in_c(attached)
+
+    def _look_at(self, pid: int, options: int) -> tuple[int, int]:
+        # As os.waitpid(), but it is reaped only when the loop has polled.
+        result = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | options)
+        if result is None:
+            return 0, 0
+        self._ended.append(pid)
+        if self._check is None:
+            self._check = Check(self._loop, ref=False)
+            self._check.start(self.reap_ended)
+        if result.si_code == os.CLD_EXITED:
+            return pid, result.si_status << 8
+        return pid, result.si_status | (0x80 if result.si_code == os.CLD_DUMPED else 0)
+
+    def reap_ended(self) -> None:
+        """Leave no zombies of those that have ended."""
+        if self._check is not None:
+            self._check.close()
+            self._check = None
+        ended, self._ended = self._ended, []
+        for pid in ended:
+            try:
+                os_waitpid(pid, os.WNOHANG)
+            except ChildProcessError:
+                pass  # somebody else has done it
+
     def after_fork(self) -> None:
         """Forget the parent's children, in the child, which cannot wait for them."""
+        self._ended.clear()
         for pid in [*self._pidfds]:
             self._forget_pidfd(pid)
 

@@ -190,6 +190,7 @@ class GeventLoop(CarriedLoop):
         self._armed = None
         self._host = self._attached = self._carrier = None
         self._outer.clear()
+        self._children.reap_ended()
         self._children.after_fork()
         private, self._private = self._private, None
         if private is not None:
