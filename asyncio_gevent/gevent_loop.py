@@ -276,8 +276,9 @@ class GeventLoop(CarriedLoop):
             return "destroyed"
         host = self._attached or self._private
         kind = "attached to" if self._attached is not None else "private host"
+        name = f"{type(host).__module__}.{type(host).__qualname__}"
         return (
-            f"{kind} {type(host).__module__}.{type(host).__qualname__}"
+            f"{'no host' if host is None else f'{kind} {name}'}"
             f"{' default' if self._is_default else ''} ref={self._references} "
             f"callbacks={len(self._callbacks)} timers={len(self._timers)} "
             f"descriptors={len(self._watched)}"

@@ -903,6 +903,12 @@ def test_loops_leave_nothing_behind() -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.mark.parametrize("place", ["private", "attached"])
+def test_nothing_grows(place: str) -> None:
+    finished = run_script("gevent_loop_endurance", place, "2000", "30000")
+    assert (finished.status, finished.out.strip()) == (0, "ok"), finished
+
+
 def test_each_native_thread_has_its_own() -> None:
     results: list[Any] = []
 
