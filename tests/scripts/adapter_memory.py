@@ -9,20 +9,12 @@ import sys
 
 import gevent
 import gevent.event
+from memory import anonymous_memory
 
 import asyncio_gevent
 from asyncio_gevent import await_, greenlet_to_future, sync_to_async
 
 what, count = sys.argv[1], int(sys.argv[2])
-
-
-def anonymous_memory():
-    """Return the bytes of memory that this process has written to."""
-    with open("/proc/self/smaps_rollup") as file:
-        for line in file:
-            if line.startswith("Anonymous:"):
-                return int(line.split()[1]) * 1024
-    raise LookupError
 
 
 async def new_event():

@@ -16,6 +16,7 @@ import time
 import gevent
 from gevent import socket
 from gevent.server import StreamServer
+from memory import anonymous_memory
 
 from asyncio_gevent import spawn
 
@@ -55,15 +56,6 @@ def sleep(count):
 
     gevent.joinall([gevent.spawn(sleeper) for _ in range(SLEEPERS)], raise_error=True)
     gevent.sleep(0.01)  # the last of the started ones
-
-
-def anonymous_memory():
-    """Return the bytes of memory that this process has written to."""
-    with open("/proc/self/smaps_rollup") as file:
-        for line in file:
-            if line.startswith("Anonymous:"):
-                return int(line.split()[1]) * 1024
-    raise LookupError
 
 
 def inventory():
