@@ -33,6 +33,8 @@ import asyncio_gevent
 
 TESTS = pathlib.Path(__file__).parent
 PATCHED = gevent.monkey.is_module_patched("socket")
+#: gevent's version; its own version_info is that of 2020.
+GEVENT = tuple(int(part) for part in gevent.__version__.split(".")[:2])
 LIBUV = "libuv" in gevent.config.loop.__module__
 
 #: Seconds that stand for "a short while" where real time is the subject. Stretch it on a slow

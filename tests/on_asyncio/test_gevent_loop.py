@@ -21,7 +21,7 @@ import pytest
 from gevent.exceptions import LoopExit
 from gevent.monkey import get_original
 from hosts import PRIVATE, host_name, loop
-from support import native_ident, os_close, run_script, start_native_thread
+from support import GEVENT, native_ident, os_close, run_script, start_native_thread
 
 from asyncio_gevent.gevent_loop import READ, WRITE, GeventLoop
 
@@ -512,7 +512,11 @@ def test_who_polls_a_descriptor_that_is_closed_hears_of_it_in_time() -> None:
             poller.register(sock, select.POLLIN)
             gevent.spawn(sock.close)
             assert poller.poll(0.001) == [(fd, select.POLLIN)]
-            assert poller.poll(0.001) == [(fd, select.POLLNVAL)]
+            if GEVENT < (25, 8):
+                with pytest.raises(OSError):  # it does not catch what io() raises
+                    poller.poll(0.001)
+            else:
+                assert poller.poll(0.001) == [(fd, select.POLLNVAL)]
 
 
 def test_who_is_fed_does_not_wait_for_checks_for_ever(own: GeventLoop, pair: Any) -> None:
