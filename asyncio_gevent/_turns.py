@@ -15,7 +15,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable
 from heapq import heapify, heappop
-from math import inf
+from math import inf, ldexp
 from os import getpid
 from time import monotonic
 from typing import Any
@@ -157,14 +157,18 @@ class Turns:
     ) -> Timer:
         """Return a watcher that fires after a time, in seconds, and then at intervals."""
         # What a constructor would do; to call one takes half as long again.
-        if repeat < 0.0:
-            raise ValueError(f"repeat must be positive or zero: {repeat!r}")
+        if type(after) is not float:
+            after = ldexp(after, 0)  # as C does it: any number, but no string
+        if repeat:
+            repeat = ldexp(repeat, 0)
+            if not repeat >= 0.0:
+                raise ValueError(f"repeat must be positive or zero: {repeat!r}")
         if after != after:
             raise ValueError("after must be a number of seconds, not NaN")
         if self._destroyed:
             raise ValueError("operation on destroyed loop")
         timer = _new(Timer)
-        timer._after = after + 0.0  # TypeError if it is not a number
+        timer._after = after
         timer._repeat = repeat
         timer.loop = self
         timer._ref = ref

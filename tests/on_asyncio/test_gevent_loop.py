@@ -10,6 +10,8 @@ import sys
 import tempfile
 import time
 import weakref
+from decimal import Decimal
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -313,9 +315,22 @@ def test_stopped_timers_do_not_pile_up(own: GeventLoop) -> None:
     own.run()
 
 
+def test_any_number_of_seconds(own: GeventLoop) -> None:
+    numbers = [0, 0.001, Fraction(1, 500), Decimal("0.003")]
+    calls = Calls()
+    for number in numbers:
+        own.timer(number, Decimal(60)).start(calls, number)
+    own.timer(Decimal("0.01")).start(own.break_)
+    own.run()
+    assert calls == [(number,) for number in numbers]
+
+
 def test_bad_timers(own: GeventLoop) -> None:
-    with pytest.raises(ValueError, match="repeat must be positive or zero"):
-        own.timer(0, repeat=-1)
+    for repeat in (-1, float("nan")):
+        with pytest.raises(ValueError, match="repeat must be positive or zero"):
+            own.timer(0, repeat=repeat)
+    with pytest.raises(TypeError):
+        own.timer(0, "1")
     with pytest.raises(ValueError, match="NaN"):
         own.timer(float("nan"))
     with pytest.raises(TypeError):
