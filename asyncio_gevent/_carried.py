@@ -123,6 +123,7 @@ class CarriedLoop(Turns):
                 else:
                     self._unregister(old, descriptor)
             self._changed.add(descriptor)
+        self._ready.clear()  # the new one finds it again
         self._host = host
         self._is_wake_sent = False
 

@@ -171,7 +171,7 @@ class Turns:
         timer._after = after
         timer._repeat = repeat
         timer.loop = self
-        timer._ref = ref
+        timer._ref = True if ref is True else bool(ref)
         timer._priority = priority or 0
         timer._callback = timer._args = timer._entry = None
         timer.active = False
@@ -228,8 +228,6 @@ class Turns:
     def _on_noted(self, host: Any) -> None:
         if host is self._host:
             self._begin_turn(host, READY, 0)
-        else:
-            self._ready.clear()
 
     def _begin_turn(self, host: Any, kind: Any, revents: int) -> None:
         # A handle of the host.
@@ -403,6 +401,8 @@ class Turns:
         self._fed_put_off = 0
         fed = self._fed
         for _ in range(len(fed)):
+            if not fed:
+                break  # one of them has destroyed the loop
             watcher, revents = fed.popleft()
             if watcher.active:
                 self._fire(watcher, revents)
@@ -411,6 +411,8 @@ class Turns:
     def _fire_sent(self) -> None:
         sent = self._sent
         for _ in range(len(sent)):
+            if not sent:
+                break  # as above
             watcher = sent.popleft()
             watcher._is_pending = False
             if watcher.active:

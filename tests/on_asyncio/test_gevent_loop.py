@@ -291,6 +291,34 @@ def test_a_loop_that_a_timer_destroys_fires_no_more() -> None:
     assert not calls
 
 
+@pytest.mark.parametrize("kind", ["sent", "fed"])
+def test_a_loop_that_one_of_many_watchers_destroys(kind: str, pair: Any, observed: Any) -> None:
+    doomed = GeventLoop(default=False)
+    watchers: list[Any] = []
+    for _ in range(3):
+        watcher = doomed.async_() if kind == "sent" else doomed.io(pair[0].fileno(), READ)
+        watcher.start(doomed.destroy)
+        watchers.append(watcher)
+    if kind == "sent":
+        for watcher in watchers:
+            watcher.send()
+    else:
+        doomed.closing_fd(pair[0].fileno())
+    doomed.run()
+    assert "destroyed" in repr(doomed)
+
+
+def test_a_reference_is_a_reference_whatever_is_true(own: GeventLoop) -> None:
+    wanted, unwanted = own.timer(60, ref=1), own.timer(60, ref=0)  # type: ignore[arg-type]
+    for timer, value in ((wanted, True), (unwanted, False)):
+        timer.start(int)
+        timer.ref = value
+    assert own.activecnt == 1
+    wanted.stop()
+    unwanted.stop()
+    assert own.activecnt == 0
+
+
 def test_what_was_queued_goes_before_a_timer_that_was_started_after_it(own: GeventLoop) -> None:
     calls = Calls()
 
