@@ -167,8 +167,15 @@ class CarriedLoop(Turns):
             if self._waker is None:
                 self._waker = waker = SignalWaker()
                 watcher = self.io(waker.fd, READ, ref=False)
-                watcher.start(waker.drain)
+                watcher.start(self._drain_waker)
             self._waker.install()
+
+    def _drain_waker(self) -> None:
+        if self._waker is not None:
+            try:
+                self._waker.drain()
+            except BaseException:
+                self._report(None)  # of a handler of the interpreter, which was called here
 
     def _remove_waker(self) -> None:
         if self._waker is not None and not is_in_c(self._host):
@@ -193,7 +200,13 @@ class CarriedLoop(Turns):
             self._move_to(self._attached)
         if self._attached is not None:
             self._is_wake_sent = True
-            self._attached.call_soon_threadsafe(self._on_wake, self._attached)
+            self._attached.call_soon_threadsafe(self._on_outer, self._attached)
+
+    def _on_outer(self, host: Any) -> None:
+        # The inner event loop has ended, and has perhaps left nobody to hear of signals.
+        if host is self._attached:
+            self._watch_signals(host)
+        self._on_wake(host)
 
     @property
     def attached(self) -> Any:
@@ -333,13 +346,20 @@ class CarriedLoop(Turns):
                 _switch(driver)
             elif self._request is not None:
                 request, self._request = self._request, None
+                carrier = self._carrier
                 try:
                     self._turn(*request)
+                except BaseException:
+                    self._on_turn_error()
+                try:
                     # It may have left, or must not go on, in a child. Or a greenlet has begun to
                     # run another event loop meanwhile.
-                    if self._request is None and self._carrier in self._waiting:
-                        self._waiting.remove(self._carrier)
-                        _switch(self._carrier)
+                    if self._request is None:
+                        if not self._destroyed:
+                            carrier = self._carrier
+                        if carrier in self._waiting:
+                            self._waiting.remove(carrier)
+                            _switch(carrier)
                 except BaseException:
                     # Thrown into the hub while it was waiting for the carrier.
                     self._report(None)
@@ -348,7 +368,10 @@ class CarriedLoop(Turns):
                 pass
             elif self._attached is not None and self._host is self._attached and self._callbacks:
                 # Its carrier waits. Perhaps only for something that is queued.
-                self._turn(CALLBACKS, 0)
+                try:
+                    self._turn(CALLBACKS, 0)
+                except BaseException:
+                    self._on_turn_error()
             else:
                 break
 
@@ -389,6 +412,7 @@ class CarriedLoop(Turns):
             return
         if not self._destroyed:
             self._wait_in(host)
+            self._watch_signals(host)  # as in `_on_outer`
             self._end_turn(False)
 
     def _wait_in(self, host: Any) -> None:
@@ -411,6 +435,7 @@ class CarriedLoop(Turns):
         outside = _get_running_loop()
         if outside is not None:
             set_running_loop(None)
+        host.set_exception_handler(self._on_host_error)
         try:
             host.run_forever()
         except BaseException:
@@ -420,10 +445,24 @@ class CarriedLoop(Turns):
             self._awake = False
         finally:
             self._is_once = False
+            host.set_exception_handler(None)
             if self._destroyed and host not in left_to_parent:
                 host.close()
             if outside is not None:
                 set_running_loop(outside)
+
+    def _on_host_error(self, host: Any, context: dict[str, Any]) -> None:
+        # No handle of ours fails. But uvloop calls the interpreter's handlers of signals in one of
+        # its own; see `_on_turn_error`.
+        error = context.get("exception")
+        if error is None:
+            host.default_exception_handler(context)
+            return
+        try:
+            raise error
+        except BaseException:
+            self._report(None)
+        self._awake = False
 
     def _hide_private(self) -> None:
         # The greenlets are not part of the private host: they may run other event loops.
@@ -486,12 +525,32 @@ class CarriedLoop(Turns):
 _loops: WeakSet[CarriedLoop] = WeakSet()
 
 
+#: The same while somebody forks, for each one who does, so that none is lost with its thread.
+_forking: list[list[CarriedLoop]] = []
+
+
+def _before_fork() -> None:
+    _forking.append([*_loops])
+
+
+def _after_in_parent() -> None:
+    _forking.pop()
+
+
 def _after_in_child() -> None:
     # Also for those who fork without gevent's knowledge, as multiprocessing does. libev finds out
     # by itself (EVFLAG_FORKCHECK).
-    for each in [*_loops]:
+    loops = _forking.pop()
+    _forking.clear()  # the other threads are gone
+    for each in loops:
         if each._thread == get_ident():
             each.reinit()
+        elif each._private is not None and not reset_in_child(each._private):
+            left_to_parent.append(each._private)
 
 
-os.register_at_fork(after_in_child=_after_in_child)
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_in_parent,
+    after_in_child=_after_in_child,
+)

@@ -71,7 +71,10 @@ class PrivateHost(asyncio.SelectorEventLoop):
     def __del__(self, *args: Any) -> None:
         # It lives as long as its hub, often to the end of the process: nobody's mistake.
         if not self.is_closed() and not self.is_running():
-            self.close()
+            try:
+                self.close()
+            except ValueError:
+                pass  # of a cycle: the collector has closed its sockets first
 
 
 def make_private_host(factory: Callable[[], Any]) -> Any:
@@ -121,6 +124,12 @@ def _import_factory(name: str) -> Callable[[], Any]:
             return factory  # type: ignore[no-any-return]
     except (ImportError, AttributeError):
         pass
+    except RuntimeError as error:
+        # concurrent.futures, which it imports, cannot be imported any more: the main thread has
+        # ended, and this is for what gevent is used for after that.
+        if "after shutdown" not in str(error):
+            raise
+        return PrivateHost
     raise ValueError(
         f"{HOST_VARIABLE}={name!r} names nothing that makes an event loop: set it to 'asyncio', to "
         "'uvloop' if that is installed, or to 'module.function'"

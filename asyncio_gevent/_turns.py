@@ -236,7 +236,10 @@ class Turns:
             return
         if _get_running_loop() is not None:
             self._hide_private()
-        self._turn(kind, revents)
+        try:
+            self._turn(kind, revents)
+        except BaseException:
+            self._on_turn_error()
         if self._host is not host or self._blocked:
             self._leave_private(host)
 
@@ -296,6 +299,12 @@ class Turns:
             self._run_callbacks()
         # One of the callbacks may close a descriptor: no host is told of it before.
         self._end_turn(is_descriptor and bool(self._callbacks))
+
+    def _on_turn_error(self) -> None:
+        # Of a handler that the interpreter has called for a signal, between any two instructions
+        # of ours. It is for the main greenlet, as with gevent's loops; the turn is over.
+        self._report(None)
+        self._end_turn(False)
 
     def _run_callbacks(self) -> None:
         # Those that they add as well, for as long as a thread may keep the interpreter: chains of
@@ -444,6 +453,11 @@ class Turns:
         if host is None:
             return
         timers = self._timers
+        if self._due:
+            # A handler of a signal has raised an exception in the midst of them.
+            timers += self._due
+            heapify(timers)
+            self._due.clear()
         while timers and timers[0][2]._entry is not timers[0]:
             heappop(timers)
             self._stopped_timers -= 1

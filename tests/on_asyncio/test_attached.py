@@ -23,8 +23,10 @@ from gevent.exceptions import LoopExit
 from hosts import HOST, RUNNING, host_name, loop, run
 from support import (
     PATCHED,
+    Polls,
     in_greenlet,
     in_main,
+    in_native_thread,
     native_sleep,
     run_script,
     start_native_thread,
@@ -163,6 +165,43 @@ def test_a_nested_event_loop_carries_the_hub_meanwhile() -> None:
         await asyncio.sleep(0)
 
     run(main())
+
+
+def test_what_was_found_before_an_inner_event_loop_began_is_served() -> None:
+    one, other = gevent.socket.socketpair()
+    reader = gevent.spawn(one.recv, 1)
+    runner = gevent.spawn_later(0.005, lambda: run(asyncio.sleep(0.001)))
+    gevent.sleep(0.001)
+    other.send(b"x")
+    native_sleep(0.01)  # now one poll finds both
+    assert runner.get() is None
+    assert reader.get() == b"x"
+    with gevent.Timeout(0.001, False):
+        gevent.event.Event().wait()
+    with Polls() as polls:
+        gevent.sleep(0.02)
+    assert polls.count < 10  # it is asleep
+    one.close()
+    other.close()
+
+
+def test_a_loop_that_is_destroyed_while_it_is_attached() -> None:
+    """In a thread: the event loop goes on without gevent."""
+
+    def in_thread() -> list[str]:
+        done: list[str] = []
+
+        async def main() -> None:
+            gevent.get_hub().loop.timer(0.001).start(gevent.get_hub().loop.destroy)
+            await until(lambda: "destroyed" in repr(hub_loop()))
+            await asyncio.sleep(0.001)
+            done.append("went on")
+
+        hub_loop = loop
+        run(main())
+        return done
+
+    assert in_native_thread(in_thread) == ["went on"]
 
 
 def test_two_greenlets_wait_for_two_loops_one_after_the_other() -> None:
@@ -358,6 +397,12 @@ def test_a_handler_of_the_interpreter_wakes_a_sleeping_loop() -> None:
             signal.signal(signal.SIGUSR2, before)
 
     run(main())
+
+
+@pytest.mark.parametrize("outer", ["private", "running"])
+def test_signals_wake_the_loop_after_an_inner_one_has_used_them(outer: str) -> None:
+    """asyncio's standard loop takes the interpreter's descriptor for signals, and leaves none."""
+    run_script("signals_after_inner", outer).check("ok")
 
 
 # --- threads --------------------------------------------------------------------------------------

@@ -794,6 +794,56 @@ def test_a_handler_of_the_interpreter_wakes_the_hub() -> None:
         signal.signal(signal.SIGUSR2, before)
 
 
+class Interrupted(Exception):
+    pass
+
+
+def interrupt(*args: Any) -> None:
+    raise Interrupted
+
+
+def test_what_a_handler_of_the_interpreter_raises_is_for_the_main_greenlet(observed: Any) -> None:
+    before = signal.signal(signal.SIGUSR2, interrupt)
+    ticker = gevent.spawn(gevent.sleep, 60)  # never LoopExit
+    try:
+        for _ in range(3):
+            start_native_thread(lambda: os.kill(os.getpid(), signal.SIGUSR2), ())
+            with pytest.raises(Interrupted):
+                gevent.event.Event().wait(10)
+                pytest.fail("nothing was raised")
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    ticker.kill()
+    assert all(isinstance(error, Interrupted) for error in observed.hub_errors)
+    observed.hub_errors.clear()
+
+
+def test_timers_that_were_due_when_a_handler_raised_are_not_lost(
+    own: GeventLoop, monkeypatch: Any, observed: Any
+) -> None:
+    """In the midst of those that are due, where no watcher's callback is to blame."""
+    calls = Calls()
+    errors = Calls()
+    own.error_handler = errors
+    timers = [own.timer(0) for _ in range(5)]
+    for number, timer in enumerate(timers):
+        timer.start(calls, number)
+
+    class Entry(list[Any]):
+        # What the loop asks each entry for, at a place where a signal may arrive.
+        def pop(self, *args: Any) -> Any:
+            if len(self) == 3 and not errors:
+                raise Interrupted
+            return super().pop(*args)
+
+    own._due = Entry()
+    own.run()
+    while own.activecnt:
+        own.run()
+    assert calls == [(0,), (1,), (2,), (3,), (4,)]
+    assert [error[1] for error in errors] == [Interrupted]
+
+
 def fork(function: Any) -> int:
     """Have a native child, of which gevent knows nothing, call this; return its process id."""
     pid: int = get_original("os", "fork")()
@@ -988,6 +1038,15 @@ def test_each_native_thread_has_its_own() -> None:
 @pytest.mark.parametrize("forks", ["os", "gevent", "multiprocessing"])
 def test_forks(forks: str) -> None:
     run_script("gevent_loop_fork", forks, warnings="ignore").check("ok")
+
+
+def test_other_threads_of_the_parent_go_on_when_the_child_forgets_them() -> None:
+    run_script("gevent_loop_fork_threads", patched=False, warnings="ignore").check("ok")
+
+
+@pytest.mark.parametrize("when", ["atexit", "thread"])
+def test_first_used_when_the_program_ends(when: str) -> None:
+    run_script("gevent_loop_late", when, patched=False).check("ok")
 
 
 def test_gevent_itself_imports_it() -> None:
