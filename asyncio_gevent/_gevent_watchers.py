@@ -185,8 +185,13 @@ class Watcher:
         self.close()
 
     def feed(self, revents: int, callback: Callable[..., Any], *args: Any) -> None:
-        """Start it, and call it in the next turn as if this event had happened."""
-        self._begin(callback, args)
+        """Call this in the next turn, once, as if the event had happened. Does not start it."""
+        if not callable(callback):
+            raise TypeError(f"Expected callable, not {callback!r}")
+        if self.loop._destroyed:
+            raise ValueError("operation on destroyed loop")
+        self._callback = callback
+        self._args = args
         self.loop._feed(self, revents)
 
     @property

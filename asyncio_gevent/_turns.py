@@ -413,8 +413,11 @@ class Turns:
             if not fed:
                 break  # one of them has destroyed the loop
             watcher, revents = fed.popleft()
-            if watcher.active:
+            callback = watcher._callback
+            if callback is not None:  # it was not stopped meanwhile
                 self._fire(watcher, revents)
+                if not watcher.active and watcher._callback is callback:
+                    watcher._callback = watcher._args = None
         return True
 
     def _fire_sent(self) -> None:

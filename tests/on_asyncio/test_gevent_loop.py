@@ -966,6 +966,37 @@ def test_what_all_watchers_have(own: GeventLoop, pair: Any) -> None:
 # --- loops, threads, forks ------------------------------------------------------------------------
 
 
+def test_what_is_fed_fires_once_and_is_not_started(own: GeventLoop, pair: Any) -> None:
+    makers = [
+        lambda: own.timer(60), lambda: own.io(pair[0].fileno(), READ), own.async_, own.idle,
+        own.check, own.prepare, own.fork, lambda: own.signal(signal.SIGUSR2),
+        lambda: own.stat("/"),
+    ]  # fmt: skip
+    for make in makers:
+        calls = Calls()
+        watcher = make()
+        watcher.feed(READ, calls, 1)
+        assert (watcher.callback, watcher.args) == (calls, (1,)), watcher
+        own.run()
+        assert calls == [(1,)], watcher
+        assert (watcher.active, watcher.callback, watcher.args) == (False, None, None), watcher
+        assert own.activecnt == 0, watcher
+        watcher.feed(READ, calls, 2)
+        watcher.stop()
+        own.run()
+        watcher.feed(READ, lambda started=watcher: started.start(calls, 3))
+        own.run(nowait=True)
+        assert watcher.active, watcher
+        watcher.close()
+        assert (2,) not in calls
+    with pytest.raises(TypeError, match="callable"):
+        own.timer(1).feed(READ, None)  # type: ignore[arg-type]
+    watcher = own.timer(1)
+    own.destroy()
+    with pytest.raises(ValueError, match="destroyed"):
+        watcher.feed(READ, int)
+
+
 def test_a_destroyed_loop_says_so(pair: Any) -> None:
     own = GeventLoop(default=False)
     timer, watcher = own.timer(1), own.io(pair[0].fileno(), READ)
