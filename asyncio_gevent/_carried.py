@@ -263,6 +263,7 @@ class CarriedLoop(Turns):
                 # Something was thrown into it, and the turn is not over.
                 self._waiting.remove(current)
                 self._awake = False
+                self._drop_stopped()
                 self._go_on(host)
 
     def _on_block(self) -> None:

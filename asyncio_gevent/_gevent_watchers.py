@@ -457,10 +457,15 @@ class Io(Watcher):
             if descriptor.wanted != descriptor.registered:
                 loop._changed.add(descriptor)
                 if not loop._awake or (loop._asks_who_runs and _get_running_loop() is not None):
+                    loop._drop_stopped()
                     loop._wake()
         self._callback = self._args = None
 
-    close = stop
+    def close(self) -> None:
+        """Stop it for good. The descriptor may be closed next."""
+        self.stop()
+        if self._descriptor in self.loop._changed:
+            self.loop._drop_stopped()
 
     @property
     def fd(self) -> int:

@@ -184,6 +184,7 @@ class Step(greenlet):  # type: ignore[misc]
         set_running_loop(loop)
         if task is not None:
             _compat.enter_task(loop, task)
+        get_hub_if_exists().loop._drop_stopped()  # it is code of an event loop
         try:
             how(self, *args)
         finally:

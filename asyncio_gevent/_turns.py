@@ -450,8 +450,11 @@ class Turns:
 
     def _end_turn(self, goes_on: bool) -> None:
         host = self._host
-        if self._changed and host is not None and not goes_on:
-            self._tell_host(host)
+        if self._changed and host is not None:
+            if not goes_on:
+                self._tell_host(host)
+            elif host is self._attached:
+                self._drop_stopped()
         self._awake = False
         if host is None:
             return
@@ -531,6 +534,17 @@ class Turns:
                     errno.EEXIST,
                 ):
                     self._report(descriptor.watchers[0] if descriptor.watchers else None)
+
+    def _drop_stopped(self) -> None:
+        # Tell the host at once for what nobody waits any more: it may be closed, and the attached
+        # event loop, which runs outside of turns, use its number for another file.
+        host = self._host
+        if host is not None and get_ident() == self._thread:
+            for descriptor in [*self._changed]:
+                if not descriptor.wanted:
+                    self._changed.discard(descriptor)
+                    if descriptor.registered:
+                        self._unregister(host, descriptor)
 
     def _register(self, host: Any, descriptor: Descriptor) -> None:
         wanted = descriptor.wanted

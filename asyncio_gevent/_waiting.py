@@ -25,6 +25,7 @@ from inspect import isawaitable
 from time import monotonic
 from types import CoroutineType
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 import gevent
 from gevent.hub import Waiter
@@ -71,6 +72,9 @@ __all__ = [
 #: Seconds in which an event loop that does not run yet must have started: it may be on its way in
 #: a native thread. After that it is taken for one that never will, and nobody waits for ever.
 START_SECONDS = 1.0
+
+#: Seconds that a timer may take: uvloop has a limit.
+CLOSING_SECONDS = 24 * 3600.0
 
 #: What the interpreter says of a coroutine that was awaited before (Objects/genobject.c).
 REUSED = ("cannot reuse already awaited coroutine",)
@@ -373,12 +377,66 @@ def settle(reply: Reply, loop: Any, cancel: Callable[[], Any] | None) -> BaseExc
         What the caller is to raise, if not None.
     """
     if not isinstance(loop, EventLoop):
-        return _settle(reply, loop, cancel)
+        closing = _hear_of_closing(loop, reply)
+        try:
+            return _settle(reply, loop, cancel)
+        finally:
+            kept = closing()
+            if kept is not None:
+                kept.replies.discard(reply)
     loop._add_guest(reply)
     try:
         return _settle(reply, loop, cancel)
     finally:
         loop._remove_guest(reply)
+
+
+class _Closing:
+    """Hears that an event loop of another make is closed, which tells nobody.
+
+    It is an argument of a timer of that event loop, and nobody else refers to it for long: to
+    close an event loop drops its timers, and all that is queued.
+
+    Attributes:
+        replies: of those who wait for something in it.
+    """
+
+    __slots__ = ("__weakref__", "replies")
+
+    def __init__(self) -> None:
+        self.replies: set[Reply] = set()
+
+    def __del__(self) -> None:
+        for reply in [*self.replies]:
+            reply.fail_closed()
+
+
+#: That of each event loop.
+_closings: WeakKeyDictionary[Any, ref[_Closing]] = WeakKeyDictionary()
+
+
+def _hear_of_closing(loop: Any, reply: Reply) -> ref[_Closing]:
+    # Have the reply fail when the event loop is closed.
+    reference = _closings.get(loop)
+    closing = None if reference is None else reference()
+    is_new = closing is None
+    if closing is None:
+        closing = _Closing()
+        reference = _closings[loop] = ref(closing)
+    closing.replies.add(reply)
+    if is_new:
+        try:
+            if is_own_thread(loop):
+                loop.call_later(CLOSING_SECONDS, _keep, closing)
+            else:
+                loop.call_soon_threadsafe(_keep, closing)
+        except RuntimeError:
+            pass  # it is closed already, and `closing` goes with this frame
+    return reference  # type: ignore[return-value]
+
+
+def _keep(closing: _Closing) -> None:
+    events.get_running_loop().call_later(CLOSING_SECONDS, _keep, closing)
 
 
 def _settle(reply: Reply, loop: Any, cancel: Callable[[], Any] | None) -> BaseException | None:
@@ -496,11 +554,6 @@ class Call(Coroutine[Any, Any, None]):
     def close(self) -> None:
         self._steps.close()
         self._reply.fail_closed()
-
-    def __del__(self) -> None:
-        # Of a loop of another make that was closed.
-        if not self._reply.done:
-            self._reply.fail_closed()
 
     def __await__(self) -> Any:
         raise NotImplementedError

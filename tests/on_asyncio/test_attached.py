@@ -20,6 +20,7 @@ import gevent.queue
 import gevent.socket
 import pytest
 from gevent.exceptions import LoopExit
+from gevent.monkey import get_original
 from hosts import HOST, RUNNING, host_name, loop, run
 from support import (
     PATCHED,
@@ -37,6 +38,7 @@ import asyncio_gevent
 from asyncio_gevent import BlockingCallError, await_, greenlet_to_future, spawn, sync_to_async
 from asyncio_gevent.gevent_loop import READ, GeventLoop
 
+native_socketpair = get_original("_socket", "socketpair")
 everywhere = pytest.mark.parametrize("place", [in_main, in_greenlet])
 
 
@@ -701,6 +703,68 @@ def test_a_descriptor_that_asyncio_uses_is_an_error_not_a_hang(observed: Any) ->
     run(main())
     assert all(isinstance(error, (RuntimeError, OSError)) for error in observed.hub_errors)
     observed.hub_errors.clear()
+
+
+@pytest.mark.parametrize("where", ["outside", "turn", "closed", "green"])
+def test_asyncio_may_use_the_number_of_a_closed_descriptor(where: str) -> None:
+    """Whoever has stopped a watcher may close its descriptor, and asyncio be next to use it."""
+
+    async def main() -> None:
+        host = asyncio.get_running_loop()
+        one, other = native_socketpair()
+        fd = one.fileno()
+        watcher = loop().io(fd, READ)
+        closed = host.create_future()
+        event = gevent.event.Event()
+
+        def close() -> None:
+            if where == "closed":
+                watcher.close()
+            else:
+                watcher.stop()
+            one.close()
+            if where == "turn":
+                loop().run_callback(int)  # there is more to do than the descriptor
+            if where != "outside":
+                closed.set_result(None)
+
+        async def use_number() -> None:
+            pair = native_socketpair()
+            new, far = pair if pair[0].fileno() == fd else pair[::-1]
+            assert new.fileno() == fd
+            ready = asyncio.Event()
+            host.add_reader(new, ready.set)
+            far.send(b"x")
+            await asyncio.wait_for(ready.wait(), 5)
+            host.remove_reader(new)
+            new.close()
+            far.close()
+
+        @asyncio_gevent.green
+        async def blocked() -> None:
+            event.wait()
+            await use_number()
+
+        watcher.start(close)
+        task = asyncio.ensure_future(blocked())
+        await asyncio.sleep(0.001)  # it is registered
+        if where == "outside":
+            close()
+            await use_number()
+        elif where == "green":
+            loop().run_callback(close)
+            loop().run_callback(event.set)
+            await task
+        else:
+            other.send(b"x")
+            await closed
+            await use_number()
+        event.set()
+        await task
+        watcher.close()
+        other.close()
+
+    run(main())
 
 
 def test_time_passes_while_the_hub_is_carried() -> None:
