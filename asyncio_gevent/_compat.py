@@ -58,6 +58,7 @@ __all__ = [
     "exception_of_throw",
     "find_main_hub",
     "find_only_descendant",
+    "forget_pending",
     "format_callback",
     "format_handle",
     "get_hub_if_exists",
@@ -243,6 +244,12 @@ def install_self_pipe(loop: Any, pair: tuple[Any, Any]) -> None:
     loop._csock.setblocking(False)
     loop._internal_fds += 1
     loop._add_reader(loop._ssock.fileno(), loop._read_from_self)
+
+
+def forget_pending(task: Any) -> None:
+    """Let it be destroyed without a message, although it is pending."""
+    if isinstance(task, asyncio.Task):
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
 
 
 def renew_self_pipe(loop: Any) -> None:

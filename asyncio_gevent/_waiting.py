@@ -641,6 +641,11 @@ def wait_for_call(loop: Any, call: Call, autocancel: bool = True) -> Any:
         error = settle(reply, loop, partial(_cancel, loop, call) if autocancel else None)
     finally:
         reply.close()
+        if loop.is_closed():
+            # The error says so, to who can do something about it.
+            discard(call._steps)
+            if call.task is not None:
+                _compat.forget_pending(call.task)
         if not (reply.done or call._copies_context):
             # The task goes on by itself, in what was this greenlet's context.
             getcurrent().gr_context = contextvars.copy_context()

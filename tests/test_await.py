@@ -15,11 +15,15 @@ from typing import Any
 import gevent
 import gevent.event
 import pytest
+from gevent.monkey import get_original
 from greenlet import greenlet
 from support import PATCHED, NativeThread, until_in_greenlet
 
 import asyncio_gevent
 from asyncio_gevent import CancelledExit, await_, spawn, sync_to_async
+from asyncio_gevent._originals import NativeSelector
+
+allocate_native_lock = get_original("_thread", "allocate_lock")
 
 variable: contextvars.ContextVar[Any] = contextvars.ContextVar("variable", default=None)
 
@@ -615,6 +619,48 @@ def test_a_future_of_a_thread_that_has_ended() -> None:
             await futures[0]
 
     asyncio_gevent.run(main())
+
+
+@pytest.mark.parametrize("kind", ["begun", "queued", "future"])
+def test_an_event_loop_of_another_thread_that_is_closed(kind: str, observed: Any) -> None:
+    """asyncio's own, which tells nobody."""
+    loops: list[Any] = []
+    running = gevent.get_hub().loop.async_()
+    is_running = gevent.event.Event()
+    running.start(is_running.set)
+    end = allocate_native_lock()
+    end.acquire()
+
+    def thread() -> None:
+        loop = asyncio.SelectorEventLoop(NativeSelector())
+        loops.append((loop, loop.create_future()))
+        loop.call_soon(running.send)
+        if kind == "queued":
+            loop.call_soon(end.acquire)  # nothing that comes later is called
+            loop.call_soon(loop.stop)
+        loop.run_forever()
+        if kind != "queued":
+            end.acquire()
+        loop.close()
+
+    native = NativeThread(thread)
+    is_running.wait()
+    running.close()
+    loop, future = loops[0]
+    awaitable = future if kind == "future" else never()
+    waiting = gevent.spawn(await_, awaitable, loop=loop)
+    gevent.sleep(0.01)
+    if kind != "queued":
+        loop.call_soon_threadsafe(loop.stop)
+    end.release()
+    with pytest.raises(RuntimeError, match="closed before"):
+        waiting.get()
+    native.join()
+    observed.hub_errors.clear()
+
+
+async def never() -> None:
+    await asyncio.get_running_loop().create_future()
 
 
 @pytest.mark.skipif(not PATCHED, reason="asyncio's own loop stops the hub without patching")

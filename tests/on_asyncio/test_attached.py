@@ -552,6 +552,26 @@ def test_the_end_of_the_loop_ends_what_greenlets_wait_for() -> None:
     assert isinstance(waiting.value, gevent.GreenletExit)
 
 
+@pytest.mark.parametrize("kind", ["begun", "queued", "future"])
+def test_to_close_the_loop_ends_what_greenlets_wait_for(kind: str, observed: Any) -> None:
+    """Without asyncio.run(), which cancels all tasks before; or after it has done so."""
+    made = asyncio.SelectorEventLoop() if HOST == "asyncio" else __import__("uvloop").Loop()
+    future = made.create_future()
+    waiting = gevent.Greenlet(lambda: await_(never() if kind != "future" else future))
+
+    async def main() -> None:
+        waiting.start()
+        if kind != "queued":
+            await asyncio.sleep(0.001)
+
+    made.run_until_complete(main())
+    gevent.sleep(0)
+    made.close()
+    with pytest.raises(RuntimeError, match="closed before|does not run|is closed"):
+        waiting.get(timeout=5)
+    observed.hub_errors.clear()
+
+
 def test_without_a_running_loop_it_is_the_ambient_one() -> None:
     async def where() -> str:
         await asyncio.sleep(0.001)
