@@ -10,6 +10,7 @@ import sys
 from asyncio import events
 from collections.abc import Callable
 from os import getpid
+from types import MethodType
 from typing import Any
 from weakref import WeakSet
 
@@ -18,7 +19,7 @@ from greenlet import getcurrent, greenlet
 from asyncio_gevent import _compat
 from asyncio_gevent._blocking import blocking_call, is_short_wait
 from asyncio_gevent._compat import get_hub_if_exists
-from asyncio_gevent._gevent_watchers import READ, Callback
+from asyncio_gevent._gevent_watchers import READ
 from asyncio_gevent._hosts import (
     SignalWaker,
     find_factory,
@@ -37,6 +38,7 @@ __all__ = ["CarriedLoop"]
 
 _get_running_loop = events._get_running_loop
 _switch = greenlet.switch
+_throw = greenlet.throw
 
 
 class CarriedLoop(Turns):
@@ -231,11 +233,15 @@ class CarriedLoop(Turns):
 
     def _hold(self, carrier: Any) -> None:
         carrier.switch_out = self._on_block
+        # gevent calls them by name. What it looks at is that they are methods of a greenlet.
+        carrier.switch = MethodType(_switch_to_carrier, carrier)
+        carrier.throw = MethodType(_throw_into_carrier, carrier)
 
     def _release_carrier(self) -> None:
         carrier = self._carrier
-        if carrier is not None:
-            carrier.__dict__.pop("switch_out", None)
+        if carrier is not None and carrier not in self._lets_wait:
+            for name in ("switch_out", "switch", "throw"):
+                carrier.__dict__.pop(name, None)
 
     def _carry(self, request: tuple[Any, int]) -> None:
         # A handle of the attached event loop, in the greenlet that runs it: have the hub do this,
@@ -251,6 +257,7 @@ class CarriedLoop(Turns):
             return
         if isinstance(hub.loop, CarriedLoop) and hub.loop is not self:
             return  # of another hub of this thread, which it has no more; not a proxy of this one
+        self._lets_wait.pop(current, None)  # somebody has gone around our `throw`
         self._request = request
         self._waiting.append(current)
         self._awake = True
@@ -262,6 +269,7 @@ class CarriedLoop(Turns):
             if current in self._waiting:
                 # Something was thrown into it, and the turn is not over.
                 self._waiting.remove(current)
+                self._bring_forward(host, current)
                 self._awake = False
                 self._drop_stopped()
                 self._go_on(host)
@@ -284,18 +292,7 @@ class CarriedLoop(Turns):
         if task is not None:
             _compat.leave_task(host, task)
         set_running_loop(None)
-        self._lets_wait += 1
-        try:
-            # Until it is switched to with what it waits for...
-            value = _switch(get_hub_if_exists())
-        except BaseException:
-            self._lets_wait -= 1
-            self._go_on_with(host, task)
-            raise
-        self._lets_wait -= 1
-        # ... which the hub, to which gevent is going to switch now, gives back. Not before that is
-        # it part of the event loop again: the hub may have other things to do first.
-        self._callbacks.appendleft(Callback(self._give_back, (host, task, current, value)))
+        self._lets_wait[current] = host, task  # until `_go_on_with`
 
     @staticmethod
     def _blocking_call(frame: Any) -> BaseException:
@@ -307,17 +304,33 @@ class CarriedLoop(Turns):
             "`loop.set_task_factory(asyncio_gevent.green_task_factory)` for all",
         )
 
-    def _give_back(self, host: Any, task: Any, carrier: Any, value: Any) -> None:
-        self._go_on_with(host, task)
-        self._awake = False
-        carrier.switch(value)
+    def _go_on_with(self, carrier: Any) -> None:
+        # It is about to be switched to, with what it has waited for, or something else.
+        if carrier in self._lets_wait:
+            host, task = self._lets_wait.pop(carrier)
+            set_running_loop(host)
+            if task is not None:
+                _compat.enter_task(host, task)
+            self._bring_forward(host, carrier)
+            self._move_to(host)
+            self._go_on(host)
+            self._awake = False
 
-    def _go_on_with(self, host: Any, task: Any) -> None:
-        set_running_loop(host)
-        if task is not None:
-            _compat.enter_task(host, task)
+    def _bring_forward(self, host: Any, carrier: Any) -> None:
+        # It goes on although another one has begun to run meanwhile, which from now on waits for
+        # it: that may be waiting for a lock that this one has, or something was thrown into its
+        # carrier.
+        inner = self._attached
+        if inner is host:
+            return
+        self._outer = [outer for outer in self._outer if outer[0] is not host]
+        if inner is not None:
+            self._release_carrier()
+            self._outer.append((inner, self._carrier))
+        self._attached = host
+        self._carrier = carrier
+        self._hold(carrier)
         self._move_to(host)
-        self._go_on(host)
 
     # --- running ------------------------------------------------------------------------------
 
@@ -520,6 +533,22 @@ class CarriedLoop(Turns):
             self._changed |= self._watched
             for descriptor in self._changed:
                 descriptor.registered = 0
+
+
+def _switch_to_carrier(carrier: Any, *args: Any, **kwargs: Any) -> Any:
+    _prepare_carrier(carrier)
+    return _switch(carrier, *args, **kwargs)
+
+
+def _throw_into_carrier(carrier: Any, *args: Any) -> Any:
+    _prepare_carrier(carrier)
+    return _throw(carrier, *args)
+
+
+def _prepare_carrier(carrier: Any) -> None:
+    hub = get_hub_if_exists()
+    if hub is not None and isinstance(hub.loop, CarriedLoop):
+        hub.loop._go_on_with(carrier)
 
 
 #: All of this process, for its forked children.

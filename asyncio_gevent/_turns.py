@@ -108,7 +108,7 @@ class Turns:
         self._is_broken = False
         self._is_once = False
         self._is_private_within = False
-        self._lets_wait = 0
+        self._lets_wait: dict[Any, tuple[Any, Any]] = {}
         self._has_done = False
         self._host: Any = None
         self._private: Any = None

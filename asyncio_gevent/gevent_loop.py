@@ -103,7 +103,8 @@ class GeventLoop(CarriedLoop):
         _carrier: the greenlet that runs it.
         _outer: event loops, with their carriers, that wait for the attached one to end.
         _request: what the carrier, which waits in `_carry`, wants; arguments of `_turn`; or None.
-        _lets_wait: how many carriers were let through to wait in the hub.
+        _lets_wait: carriers that were let through to wait in the hub, with their event loops and
+            tasks.
         _waiting: carriers that wait in `_carry`, that one and those of outer event loops.
         _blocked: event loops and drivers of green tasks that have blocked, and do not know it.
         _armed: the host's timer, or None, and the time for which it was set.
