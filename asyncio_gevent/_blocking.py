@@ -14,9 +14,14 @@ _PATIENT = ("logging", "concurrent.futures.")
 
 
 #: The same, of asyncio: for the threads of its executor (which uvloop ends without a frame of its
-#: own, below the runner), for a child to have begun, for the status of one that has ended.
+#: own, below the runner), for a child to have begun, for the status of one that has ended; gevent's
+#: ``Popen.poll()`` lets others run.
 _PATIENT_FUNCTIONS = {
     ("asyncio.base_events", "shutdown_default_executor"),
+    ("asyncio.base_subprocess", "close"),
+    ("asyncio.base_subprocess", "kill"),
+    ("asyncio.base_subprocess", "send_signal"),
+    ("asyncio.base_subprocess", "terminate"),
     ("asyncio.runners", "close"),
     ("asyncio.unix_events", "_do_wait"),
     ("asyncio.unix_events", "_start"),

@@ -189,12 +189,14 @@ class CarriedLoop(Turns):
         _compat.check_as_before(host)
         self._release_carrier()
         self._attached = self._carrier = None
+        self._displaced = [each for each in self._displaced if host not in each]
         while self._outer:
             outer, carrier = self._outer.pop()
             if outer.is_running():
                 self._attached = outer
                 self._carrier = carrier
-                self._hold(carrier)
+                if carrier is not None:
+                    self._hold(carrier)
                 if carrier in self._waiting:
                     self._request = QUEUES, 0  # its turn, in which all this has happened, is over
                 break
@@ -260,6 +262,8 @@ class CarriedLoop(Turns):
         self._lets_wait.pop(current, None)  # somebody has gone around our `throw`
         self._request = request
         self._waiting.append(current)
+        if self._displaced:
+            self._put_behind(host)
         self._awake = True
         set_running_loop(None)
         try:
@@ -317,19 +321,42 @@ class CarriedLoop(Turns):
             self._awake = False
 
     def _bring_forward(self, host: Any, carrier: Any) -> None:
-        # It goes on although another one has begun to run meanwhile, which from now on waits for
-        # it: that may be waiting for a lock that this one has, or something was thrown into its
-        # carrier.
+        # It goes on although another one has begun to run meanwhile: that may be waiting for a lock
+        # that this one has, or something was thrown into its carrier. But only to the end of what
+        # it is doing; see `_put_behind`.
         inner = self._attached
         if inner is host:
             return
+        for entry in self._displaced:
+            if entry[1] is host:
+                self._displaced.remove(entry)
+                break
+        else:
+            if inner is not None:
+                self._displaced.append((host, inner, self._carrier))
+        self._exchange(host, carrier)
+
+    def _put_behind(self, host: Any) -> None:
+        # In its carrier, which waits from now on for the end of the inner one that it has displaced.
+        for entry in [*self._displaced]:
+            if entry[0] is host:
+                self._displaced.remove(entry)
+                _, inner, carrier = entry
+                if inner.is_running():
+                    self._exchange(inner, carrier)
+                    self._request = (QUEUES, 0) if carrier in self._waiting else None
+                    break
+
+    def _exchange(self, host: Any, carrier: Any) -> None:
+        # Attach an outer event loop; the one that is attached becomes an outer one.
         self._outer = [outer for outer in self._outer if outer[0] is not host]
-        if inner is not None:
+        if self._attached is not None:
             self._release_carrier()
-            self._outer.append((inner, self._carrier))
+            self._outer.append((self._attached, self._carrier))
         self._attached = host
         self._carrier = carrier
-        self._hold(carrier)
+        if carrier is not None:
+            self._hold(carrier)
         self._move_to(host)
 
     # --- running ------------------------------------------------------------------------------

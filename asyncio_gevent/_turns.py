@@ -115,6 +115,7 @@ class Turns:
         self._attached: Any = None
         self._carrier: Any = None
         self._outer: list[tuple[Any, Any]] = []
+        self._displaced: list[tuple[Any, Any, Any]] = []
         self._request: tuple[Any, int] | None = None
         self._waiting: list[Any] = []
         self._blocked: list[Any] = []

@@ -102,6 +102,7 @@ class GeventLoop(CarriedLoop):
         _attached: the event loop that runs in this thread and is not ours, or None.
         _carrier: the greenlet that runs it.
         _outer: event loops, with their carriers, that wait for the attached one to end.
+        _displaced: event loops that have gone on before inner ones, with those and their carriers.
         _request: what the carrier, which waits in `_carry`, wants; arguments of `_turn`; or None.
         _lets_wait: carriers that were let through to wait in the hub, with their event loops and
             tasks.
