@@ -14,7 +14,7 @@ from types import MethodType
 from typing import Any
 from weakref import WeakSet
 
-from greenlet import getcurrent, greenlet
+from greenlet import GreenletExit, getcurrent, greenlet
 
 from asyncio_gevent import _compat
 from asyncio_gevent._blocking import blocking_call, is_short_wait
@@ -39,6 +39,10 @@ __all__ = ["CarriedLoop"]
 _get_running_loop = events._get_running_loop
 _switch = greenlet.switch
 _throw = greenlet.throw
+
+
+class _CarrierExit(GreenletExit, SystemExit):  # type: ignore[misc]
+    """Ends a greenlet that runs an event loop, which lets no other exceptions pass than these."""
 
 
 class CarriedLoop(Turns):
@@ -268,6 +272,8 @@ class CarriedLoop(Turns):
         set_running_loop(None)
         try:
             _switch(hub)
+        except GreenletExit as error:
+            raise _CarrierExit(*error.args) from error
         finally:
             set_running_loop(host)
             if current in self._waiting:
@@ -337,7 +343,7 @@ class CarriedLoop(Turns):
         self._exchange(host, carrier)
 
     def _put_behind(self, host: Any) -> None:
-        # In its carrier, which waits from now on for the end of the inner one that it has displaced.
+        # In its carrier, which waits from now on for the end of the inner one that it displaced.
         for entry in [*self._displaced]:
             if entry[0] is host:
                 self._displaced.remove(entry)

@@ -206,6 +206,53 @@ def test_a_loop_that_is_destroyed_while_it_is_attached() -> None:
     assert in_native_thread(in_thread) == ["went on"]
 
 
+def test_to_kill_a_greenlet_ends_the_loop_that_it_runs() -> None:
+    ended: list[str] = []
+
+    async def main() -> None:
+        try:
+            await never()
+        finally:
+            ended.append("cleaned up")
+
+    runner = gevent.spawn(run, main())
+    gevent.sleep(0.001)
+    assert loop().attached is not None
+    runner.kill(timeout=5)
+    assert isinstance(runner.value, gevent.GreenletExit)
+    assert ended == ["cleaned up"]
+    assert loop().attached is None
+
+
+def test_an_inner_loop_ends_before_the_outer_one_goes_on() -> None:
+    """Also if that was let through to wait when the inner one began."""
+    order: list[str] = []
+
+    async def inner() -> None:
+        for _ in range(3):
+            await asyncio.sleep(0.001)
+        order.append("inner")
+
+    def run_inner() -> None:
+        run(inner())
+
+    async def main() -> None:
+        runner = spawn(run_inner)
+        for _ in range(3):
+            await asyncio.to_thread(int)  # after patching its threads are greenlets
+        await runner
+        order.append("outer")
+
+    run(main())
+    assert order == ["inner", "outer"]
+
+
+def test_many_threads_with_loops_and_executors() -> None:
+    """After patching they are greenlets, whose loops wait for the same locks."""
+    script = "loops_in_threads"
+    run_script(script, HOST).check("ok")
+
+
 def test_two_greenlets_wait_for_two_loops_one_after_the_other() -> None:
     async def main(value: int) -> int:
         await asyncio.sleep(0.005)
@@ -683,6 +730,9 @@ def test_subprocesses_of_both_worlds() -> None:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-c", "print(1)", stdout=asyncio.subprocess.PIPE
         )
+        sleeper = await asyncio.create_subprocess_exec("sleep", "60")
+        sleeper.terminate()
+        assert await sleeper.wait() == -signal.SIGTERM
         other = sync_to_async(gevent.subprocess.check_output)([sys.executable, "-c", "print(2)"])
         (out, _), theirs = await asyncio.gather(process.communicate(), other)
         assert (out, theirs) == (b"1\n", b"2\n")
