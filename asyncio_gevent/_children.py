@@ -73,27 +73,12 @@ class _Reaped:
 
     def _begin(self) -> None:
         loop = self.main_hub.loop
-        if not _compat.is_libuv(loop) and (self._watcher is None or self._watcher.loop is not loop):
+        if _compat.is_libuv(loop):
+            _compat.note_children(loop, self._note)
+        elif self._watcher is None or self._watcher.loop is not loop:
             # ref=False: it is no reason for that hub to go on.
             self._watcher = watcher = loop.child(0, ref=False)
             watcher.start(lambda *_: self._note(watcher.rpid, watcher.rstatus))
-
-    def watch(self, pid: int) -> None:
-        """Keep the status of this child. From any OS thread, after `begin`."""
-        # gevent's libuv loop tells a watcher of any pid of the first child only, so there is one
-        # for each, which is too late for a child that ends at once.
-        hub_loop = self.main_hub and self.main_hub.loop
-        if hub_loop is not None and _compat.is_libuv(hub_loop):
-            _compat.call_in_hub(self.main_hub, self._watch, pid)
-
-    def _watch(self, pid: int) -> None:
-        watcher = self.main_hub.loop.child(pid, ref=False)
-
-        def ended(*_: Any) -> None:
-            close(watcher)
-            self._note(pid, watcher.rstatus)
-
-        watcher.start(ended)
 
     def _note(self, pid: int, status: int) -> None:
         with self._lock:
@@ -199,8 +184,6 @@ class ChildWatcher:
             self._watchers.append(watcher)
         if self._pidfd < 0 or not self._reaps:
             self._watch_child(hub)
-        elif gevent_reaps:
-            reaped.watch(pid)
         loop._child_watchers.add(self)
 
     def close(self) -> None:

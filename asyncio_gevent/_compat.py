@@ -12,6 +12,7 @@ import sys
 import threading
 from asyncio import constants, events, futures, selector_events, sslproto, tasks
 from asyncio import unix_events as _unix_events
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
@@ -72,6 +73,7 @@ __all__ = [
     "is_libuv",
     "is_polling",
     "leave_task",
+    "note_children",
     "note_end",
     "pool_is_full",
     "renew_self_pipe",
@@ -386,6 +388,28 @@ def declare_interfaces(loop: type, callback: type, watcher: type) -> None:
 def is_libuv(hub_loop: Any) -> bool:
     """Whether the loop of a hub is gevent's libuv loop, not libev's."""
     return "libuv" in type(hub_loop).__module__
+
+
+class _AllChildren(defaultdict[int, list[Any]]):
+    """The child watchers of gevent's libuv loop, of which one of any pid hears of all children.
+
+    Those that `loop.child(0)` makes hear of the first one only (gevent/libuv/loop.py), and one for
+    a pid comes too late if another OS thread has started the child.
+    """
+
+    def __init__(self, watchers: Any, note: Callable[[int, int], None]) -> None:
+        super().__init__(list, watchers)
+        self._set_waitpid_status = note  # as a watcher's
+
+    def get(self, pid: int, default: Any = None) -> Any:
+        watchers = super().get(pid, default)
+        return watchers if pid else [*watchers, self]
+
+
+def note_children(hub_loop: Any, note: Callable[[int, int], None]) -> None:
+    """Call this with pid and status of each child that gevent's libuv loop reaps. In its hub."""
+    if not isinstance(hub_loop._child_watchers, _AllChildren):
+        hub_loop._child_watchers = _AllChildren(hub_loop._child_watchers, note)
 
 
 def is_cffi(hub_loop: Any) -> bool:

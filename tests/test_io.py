@@ -20,7 +20,16 @@ import gevent.server
 import gevent.socket
 import gevent.subprocess
 import pytest
-from support import PATCHED, PLACES, UNIT, os_close, run_script, until
+from support import (
+    PATCHED,
+    PLACES,
+    UNIT,
+    in_native_thread,
+    native_sleep,
+    os_close,
+    run_script,
+    until,
+)
 
 import asyncio_gevent
 from asyncio_gevent._children import _Reaped
@@ -342,6 +351,32 @@ async def processes() -> None:
     shell = await asyncio.create_subprocess_shell("read line; kill -TERM $$", stdin=-1)
     shell.stdin.write(b"\n")
     assert await shell.wait() == -15
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="it is the hub's watcher without pidfds")
+@pytest.mark.skipif(
+    getattr(gevent.config.loop, "reaps_watched_only", False), reason="the main hub would not"
+)
+def test_the_main_hub_has_reaped_a_child_of_another_thread(monkeypatch: Any) -> None:
+    """Before that thread says which one it was."""
+    original = os.pidfd_open
+
+    def pidfd_open(pid: int, flags: int = 0) -> int:
+        pidfd = original(pid, flags)
+        while True:
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                return pidfd
+            native_sleep(0.001)
+
+    async def main() -> int:
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", "exit(3)")
+        return await process.wait()
+
+    gevent.subprocess.call(["true"])  # gevent reaps all children from now on
+    monkeypatch.setattr(os, "pidfd_open", pidfd_open)
+    assert in_native_thread(lambda: asyncio_gevent.run(main())) == 3
 
 
 KINDS: list[Callable[[], Awaitable[None]]] = [
