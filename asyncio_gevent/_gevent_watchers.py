@@ -457,15 +457,18 @@ class Io(Watcher):
             if descriptor.wanted != descriptor.registered:
                 loop._changed.add(descriptor)
                 if not loop._awake or (loop._asks_who_runs and _get_running_loop() is not None):
-                    loop._drop_stopped()
+                    loop._drop(descriptor)
                     loop._wake()
+                elif not watchers and loop._attached is not None:
+                    loop._stopped.append(descriptor)
         self._callback = self._args = None
 
     def close(self) -> None:
         """Stop it for good. The descriptor may be closed next."""
         self.stop()
-        if self._descriptor in self.loop._changed:
-            self.loop._drop_stopped()
+        descriptor = self._descriptor
+        if descriptor.registered and not descriptor.wanted:
+            self.loop._drop(descriptor)
 
     @property
     def fd(self) -> int:

@@ -91,6 +91,7 @@ class Turns:
         self._descriptors: WeakValueDictionary[int, Descriptor] = WeakValueDictionary()
         self._watched: set[Descriptor] = set()
         self._changed: set[Descriptor] = set()
+        self._stopped: list[Descriptor] = []
         self._feeding: set[Descriptor] = set()
         self._fed: deque[tuple[Watcher, int]] = deque()
         self._fed_put_off = 0
@@ -516,6 +517,7 @@ class Turns:
             self._armed = host.call_soon(self._on_timer, host)
 
     def _tell_host(self, host: Any) -> None:
+        self._stopped.clear()
         changed = self._changed
         while changed:
             descriptor = changed.pop()
@@ -537,15 +539,18 @@ class Turns:
                     self._report(descriptor.watchers[0] if descriptor.watchers else None)
 
     def _drop_stopped(self) -> None:
-        # Tell the host at once for what nobody waits any more: it may be closed, and the attached
+        # Code of the attached event loop is next.
+        while self._stopped:
+            self._drop(self._stopped.pop())
+
+    def _drop(self, descriptor: Descriptor) -> None:
+        # Tell the host at once if nobody waits for it any more: it may be closed, and the attached
         # event loop, which runs outside of turns, use its number for another file.
         host = self._host
-        if host is not None and get_ident() == self._thread:
-            for descriptor in [*self._changed]:
-                if not descriptor.wanted:
-                    self._changed.discard(descriptor)
-                    if descriptor.registered:
-                        self._unregister(host, descriptor)
+        if not descriptor.wanted and host is not None and get_ident() == self._thread:
+            self._changed.discard(descriptor)
+            if descriptor.registered:
+                self._unregister(host, descriptor)
 
     def _register(self, host: Any, descriptor: Descriptor) -> None:
         wanted = descriptor.wanted

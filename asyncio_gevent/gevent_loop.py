@@ -90,6 +90,7 @@ class GeventLoop(CarriedLoop):
         _due: those of it that the turn fires, the first one last.
         _watched: descriptors with active watchers.
         _changed: those whose registration may have to change.
+        _stopped: those that nobody waits for since the turn began, if an event loop is attached.
         _feeding: those that are always ready.
         _fed: watchers that fire in the next turn, with events.
         _fed_put_off: turns in which those were not fired.
@@ -201,9 +202,9 @@ class GeventLoop(CarriedLoop):
             else:
                 private.close()
         for collection in (
-            self._callbacks, self._timers, self._due, self._watched, self._changed, self._feeding,
-            self._fed, self._sent, self._asyncs, self._checks, self._prepares, self._idles,
-            self._forks,
+            self._callbacks, self._timers, self._due, self._watched, self._changed, self._stopped,
+            self._feeding, self._fed, self._sent, self._asyncs, self._checks, self._prepares,
+            self._idles, self._forks,
         ):  # fmt: skip
             collection.clear()
         if self._waker is not None:
