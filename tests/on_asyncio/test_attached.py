@@ -253,6 +253,13 @@ def test_many_threads_with_loops_and_executors() -> None:
     run_script(script, HOST).check("ok")
 
 
+@pytest.mark.parametrize("inner", [[], ["inner"]], ids=["alone", "inner"])
+@pytest.mark.parametrize("kind", ["private", "attached"])
+def test_everything_at_once(kind: str, inner: list[str]) -> None:
+    """Nothing hangs, and nothing is lost. Other seeds are for who looks for something."""
+    run_script("gevent_loop_stress", kind, "1", "5", *inner).check("ok")
+
+
 def test_two_greenlets_wait_for_two_loops_one_after_the_other() -> None:
     async def main(value: int) -> int:
         await asyncio.sleep(0.005)
