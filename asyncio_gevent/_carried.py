@@ -14,7 +14,7 @@ from types import MethodType
 from typing import Any
 from weakref import WeakSet
 
-from greenlet import GreenletExit, getcurrent, greenlet
+from greenlet import getcurrent, greenlet
 
 from asyncio_gevent import _compat
 from asyncio_gevent._blocking import blocking_call, is_short_wait
@@ -38,11 +38,6 @@ __all__ = ["CarriedLoop"]
 
 _get_running_loop = events._get_running_loop
 _switch = greenlet.switch
-_throw = greenlet.throw
-
-
-class _CarrierExit(GreenletExit, SystemExit):  # type: ignore[misc]
-    """Ends a greenlet that runs an event loop, which lets no other exceptions pass than these."""
 
 
 class CarriedLoop(Turns):
@@ -272,8 +267,8 @@ class CarriedLoop(Turns):
         set_running_loop(None)
         try:
             _switch(hub)
-        except GreenletExit as error:
-            raise _CarrierExit(*error.args) from error
+        except BaseException as error:
+            raise _passing(error) from error
         finally:
             set_running_loop(host)
             if current in self._waiting:
@@ -568,14 +563,29 @@ class CarriedLoop(Turns):
                 descriptor.registered = 0
 
 
+def _passing(error: BaseException) -> BaseException:
+    # What was thrown into a greenlet that runs an event loop ends that. But event loops take all
+    # exceptions but two for failures of a callback, so it has to be one of these as well.
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        return error
+    kind = type(error)
+    try:
+        made = type(kind.__name__, (kind, SystemExit), {"__module__": kind.__module__})
+        passing: BaseException = made.__new__(made, *error.args)
+        passing.__dict__.update(error.__dict__)
+    except TypeError:
+        return error  # a kind with a layout of its own, such as OSError
+    return passing
+
+
 def _switch_to_carrier(carrier: Any, *args: Any, **kwargs: Any) -> Any:
     _prepare_carrier(carrier)
-    return _switch(carrier, *args, **kwargs)
+    return type(carrier).switch(carrier, *args, **kwargs)
 
 
 def _throw_into_carrier(carrier: Any, *args: Any) -> Any:
     _prepare_carrier(carrier)
-    return _throw(carrier, *args)
+    return type(carrier).throw(carrier, *args)
 
 
 def _prepare_carrier(carrier: Any) -> None:

@@ -224,6 +224,36 @@ def test_to_kill_a_greenlet_ends_the_loop_that_it_runs() -> None:
     assert loop().attached is None
 
 
+class Late(Exception):
+    pass
+
+
+@everywhere
+def test_what_is_thrown_into_a_greenlet_ends_the_loop_that_it_runs(
+    place: Callable[..., Any],
+) -> None:
+    ended: list[str] = []
+
+    async def main() -> None:
+        try:
+            await never()
+        finally:
+            ended.append("cleaned up")
+
+    def with_timeout(exception: Any) -> None:
+        with gevent.Timeout(0.01, exception):
+            run(main())
+
+    with pytest.raises(gevent.Timeout, match="0.01 seconds"):
+        place(lambda: with_timeout(None))
+    assert ended == ["cleaned up"]
+    if HOST != "uvloop":  # it logs whatever is an Exception
+        with pytest.raises(Late, match="too late"):
+            place(lambda: with_timeout(Late("too late")))
+        assert ended == ["cleaned up"] * 2
+    assert loop().attached is None
+
+
 def test_an_inner_loop_ends_before_the_outer_one_goes_on() -> None:
     """Also if that was let through to wait when the inner one began."""
     order: list[str] = []
