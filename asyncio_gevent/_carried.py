@@ -130,6 +130,10 @@ class CarriedLoop(Turns):
 
     def _note_running_loop(self, previous: Any, running: Any) -> None:
         # The running event loop of this thread has changed.
+        if self._process != getpid():
+            # asyncio's own function for forked children (3.12) comes before ours, and what it
+            # changes here would change what the parent polls.
+            self.reinit()
         if running is not None:
             if running is not self._attached and is_foreign(running) and not self._destroyed:
                 self._attach(running)

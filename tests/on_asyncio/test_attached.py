@@ -778,6 +778,33 @@ def test_subprocesses_of_both_worlds() -> None:
     run(main())
 
 
+@pytest.mark.parametrize("how", ["fork", "asyncio", "gevent"])
+def test_a_child_takes_nothing_out_of_what_the_parent_polls(how: str) -> None:
+    """uvloop calls the interpreter's functions for forked children in those that it starts."""
+    import gevent.subprocess
+
+    async def main() -> None:
+        one, other = gevent.socket.socketpair()
+        reader = spawn(one.recv, 1)
+        await asyncio.sleep(0.001)  # it is registered
+        if how == "fork":
+            pid = get_original("os", "fork")()
+            if not pid:
+                os._exit(0)
+            get_original("os", "waitpid")(pid, 0)
+        elif how == "asyncio":
+            process = await asyncio.create_subprocess_exec("true")
+            await process.wait()
+        else:
+            await sync_to_async(gevent.subprocess.call)(["true"])
+        other.send(b"x")
+        assert await asyncio.wait_for(reader, 5) == b"x"
+        one.close()
+        other.close()
+
+    run(main())
+
+
 @pytest.mark.parametrize("ends", ["sometime", "before anybody looks"])
 def test_many_subprocesses_one_after_the_other(ends: str) -> None:
     """After patching their start waits in gevent, below the carrier, and perhaps their end."""
