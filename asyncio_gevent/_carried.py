@@ -568,18 +568,20 @@ class CarriedLoop(Turns):
 
 
 def _passing(error: BaseException) -> BaseException:
-    # What was thrown into a greenlet that runs an event loop ends that. But event loops take all
-    # exceptions but two for failures of a callback, so it has to be one of these as well.
-    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+    # To kill a greenlet that runs an event loop, or a gevent.Timeout there, ends that. But event
+    # loops take all exceptions but two for failures of a callback, so it has to be one of these as
+    # well. Not an Exception: gevent's hub throws into the main greenlet what nobody else is to get.
+    if isinstance(error, (Exception, KeyboardInterrupt, SystemExit)):
         return error
     kind = type(error)
     try:
         made = type(kind.__name__, (kind, SystemExit), {"__module__": kind.__module__})
-        passing: BaseException = made.__new__(made, *error.args)
-        passing.__dict__.update(error.__dict__)
+        passing: Any = made.__new__(made, *error.args)
     except TypeError:
-        return error  # a kind with a layout of its own, such as OSError
-    return passing
+        return error  # a kind with a layout of its own
+    passing.__dict__.update(error.__dict__)
+    passing.code = f"{kind.__name__}: {error}"  # what the interpreter says if nobody catches it
+    return passing  # type: ignore[no-any-return]
 
 
 def _switch_to_carrier(carrier: Any, *args: Any, **kwargs: Any) -> Any:

@@ -457,6 +457,8 @@ class Turns:
                 self._tell_host(host)
             elif host is self._attached:
                 self._drop_stopped()
+        elif self._stopped:
+            self._stopped.clear()  # they were closed as well
         self._awake = False
         if host is None:
             return
