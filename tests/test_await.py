@@ -361,9 +361,11 @@ def test_a_kill_before_it_begins(served: dict[str, Any]) -> None:
 def test_a_second_kill_does_not_wait(served: dict[str, Any]) -> None:
     release: list[Any] = []
     events = []
+    begun = []
 
     async def stubborn() -> None:
         try:
+            begun.append(1)
             await asyncio.Event().wait()
         finally:
             event = asyncio.Event()
@@ -372,8 +374,7 @@ def test_a_second_kill_does_not_wait(served: dict[str, Any]) -> None:
             events.append("done")
 
     greenlet = gevent.spawn(lambda: await_(stubborn(), **served))
-    gevent.sleep(0)
-    await_(give(1), **served)
+    until_in_greenlet(lambda: begun)  # an event loop of another thread may not run yet
     greenlet.kill(block=False)
     until_in_greenlet(lambda: release)
     greenlet.kill()
