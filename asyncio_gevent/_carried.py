@@ -198,8 +198,7 @@ class CarriedLoop(Turns):
             if outer.is_running():
                 self._attached = outer
                 self._carrier = carrier
-                if carrier is not None:
-                    self._hold(carrier)
+                self._hold(carrier)
                 if carrier in self._waiting:
                     self._request = QUEUES, 0  # its turn, in which all this has happened, is over
                 break
@@ -237,6 +236,8 @@ class CarriedLoop(Turns):
                 self._carrier = current
 
     def _hold(self, carrier: Any) -> None:
+        if carrier is None:
+            return  # that of an outer event loop which has asked nothing yet
         carrier.switch_out = self._on_block
         # gevent calls them by name. What it looks at is that they are methods of a greenlet.
         carrier.switch = MethodType(_switch_to_carrier, carrier)
@@ -272,7 +273,7 @@ class CarriedLoop(Turns):
         try:
             _switch(hub)
         except BaseException as error:
-            raise _passing(error) from error
+            raise _passing(error)  # noqa: B904
         finally:
             set_running_loop(host)
             if current in self._waiting:
@@ -360,8 +361,7 @@ class CarriedLoop(Turns):
             self._outer.append((self._attached, self._carrier))
         self._attached = host
         self._carrier = carrier
-        if carrier is not None:
-            self._hold(carrier)
+        self._hold(carrier)
         self._move_to(host)
 
     # --- running ------------------------------------------------------------------------------
@@ -393,10 +393,7 @@ class CarriedLoop(Turns):
             elif self._request is not None:
                 request, self._request = self._request, None
                 carrier = self._carrier
-                try:
-                    self._turn(*request)
-                except BaseException:
-                    self._on_turn_error()
+                self._take_turn(*request)
                 try:
                     # It may have left, or must not go on, in a child. Or a greenlet has begun to
                     # run another event loop meanwhile.
@@ -414,10 +411,7 @@ class CarriedLoop(Turns):
                 pass
             elif self._attached is not None and self._host is self._attached and self._callbacks:
                 # Its carrier waits. Perhaps only for something that is queued.
-                try:
-                    self._turn(CALLBACKS, 0)
-                except BaseException:
-                    self._on_turn_error()
+                self._take_turn(CALLBACKS, 0)
             else:
                 break
 
@@ -499,7 +493,7 @@ class CarriedLoop(Turns):
 
     def _on_host_error(self, host: Any, context: dict[str, Any]) -> None:
         # No handle of ours fails. But uvloop calls the interpreter's handlers of signals in one of
-        # its own; see `_on_turn_error`.
+        # its own; see `_take_turn`.
         error = context.get("exception")
         if error is None:
             host.default_exception_handler(context)
@@ -580,6 +574,7 @@ def _passing(error: BaseException) -> BaseException:
     except TypeError:
         return error  # a kind with a layout of its own
     passing.__dict__.update(error.__dict__)
+    passing.__cause__ = error
     passing.code = f"{kind.__name__}: {error}"  # what the interpreter says if nobody catches it
     return passing  # type: ignore[no-any-return]
 

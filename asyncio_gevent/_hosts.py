@@ -30,6 +30,7 @@ from asyncio_gevent._originals import NativeSelector, get_ident, native_socketpa
 
 __all__ = [
     "HOST_VARIABLE",
+    "LONGEST_WAIT",
     "SignalWaker",
     "find_factory",
     "is_foreign",
@@ -49,6 +50,9 @@ HOST_VARIABLE = "ASYNCIO_GEVENT_HOST"
 
 #: asyncio's own, whatever is in its place.
 set_running_loop: Callable[[Any], None] = events._set_running_loop
+
+#: Seconds that an event loop is asked to wait at most: uvloop takes only so much.
+LONGEST_WAIT = 24 * 3600.0
 
 _may_miss_loops = False
 

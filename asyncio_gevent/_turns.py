@@ -39,7 +39,7 @@ from asyncio_gevent._gevent_watchers import (
     Timer,
     Watcher,
 )
-from asyncio_gevent._hosts import is_in_c, may_miss_loops
+from asyncio_gevent._hosts import LONGEST_WAIT, is_in_c, may_miss_loops
 from asyncio_gevent._originals import get_ident
 
 __all__ = ["CALLBACKS", "QUEUES", "READY", "TIMERS", "Turns", "left_to_parent"]
@@ -55,9 +55,6 @@ TIMERS_TO_SORT_FOR_ONE = 8
 
 #: Turns, of timers and queues, that fed watchers may be put off: those before a check has polled.
 PUT_OFF_FED = 4
-
-#: Seconds that a host is asked to wait at most: uvloop takes only so much.
-LONGEST_WAIT = 24 * 3600.0
 
 _get_running_loop = events._get_running_loop
 _new = object.__new__
@@ -238,12 +235,19 @@ class Turns:
             return
         if _get_running_loop() is not None:
             self._hide_private()
+        self._take_turn(kind, revents)
+        if self._host is not host or self._blocked:
+            self._leave_private(host)
+
+    def _take_turn(self, kind: Any, revents: int) -> None:
         try:
             self._turn(kind, revents)
         except BaseException:
-            self._on_turn_error()
-        if self._host is not host or self._blocked:
-            self._leave_private(host)
+            # Of a handler that the interpreter has called for a signal, between any two
+            # instructions of ours. It is for the main greenlet, as with gevent's loops; the turn
+            # is over.
+            self._report(None)
+            self._end_turn(False)
 
     def _turn(self, kind: Any, revents: int) -> None:
         """Do what is due. In the hub.
@@ -301,12 +305,6 @@ class Turns:
             self._run_callbacks()
         # One of the callbacks may close a descriptor: no host is told of it before.
         self._end_turn(is_descriptor and bool(self._callbacks))
-
-    def _on_turn_error(self) -> None:
-        # Of a handler that the interpreter has called for a signal, between any two instructions
-        # of ours. It is for the main greenlet, as with gevent's loops; the turn is over.
-        self._report(None)
-        self._end_turn(False)
 
     def _run_callbacks(self) -> None:
         # Those that they add as well, for as long as a thread may keep the interpreter: chains of
@@ -457,8 +455,7 @@ class Turns:
                 self._tell_host(host)
             elif host is self._attached:
                 self._drop_stopped()
-        elif self._stopped:
-            self._stopped.clear()  # they were closed as well
+        self._stopped.clear()
         self._awake = False
         if host is None:
             return
@@ -519,7 +516,6 @@ class Turns:
             self._armed = host.call_soon(self._on_timer, host)
 
     def _tell_host(self, host: Any) -> None:
-        self._stopped.clear()
         changed = self._changed
         while changed:
             descriptor = changed.pop()

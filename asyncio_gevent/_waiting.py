@@ -35,6 +35,7 @@ from asyncio_gevent import _compat
 from asyncio_gevent._compat import get_hub_if_exists
 from asyncio_gevent._event_loop import EventLoop
 from asyncio_gevent._green_tasks import Step
+from asyncio_gevent._hosts import LONGEST_WAIT
 from asyncio_gevent._originals import get_ident
 from asyncio_gevent._threads import make_hub
 from asyncio_gevent.exceptions import BlockingCallError, CancelledExit
@@ -72,9 +73,6 @@ __all__ = [
 #: Seconds in which an event loop that does not run yet must have started: it may be on its way in
 #: a native thread. After that it is taken for one that never will, and nobody waits for ever.
 START_SECONDS = 1.0
-
-#: Seconds that a timer may take: uvloop has a limit.
-CLOSING_SECONDS = 24 * 3600.0
 
 #: What the interpreter says of a coroutine that was awaited before (Objects/genobject.c).
 REUSED = ("cannot reuse already awaited coroutine",)
@@ -419,24 +417,21 @@ def _hear_of_closing(loop: Any, reply: Reply) -> ref[_Closing]:
     # Have the reply fail when the event loop is closed.
     reference = _closings.get(loop)
     closing = None if reference is None else reference()
-    is_new = closing is None
-    if closing is None:
-        closing = _Closing()
-        reference = _closings[loop] = ref(closing)
+    if reference is not None and closing is not None:
+        closing.replies.add(reply)
+        return reference
+    closing = _Closing()
     closing.replies.add(reply)
-    if is_new:
-        try:
-            if is_own_thread(loop):
-                loop.call_later(CLOSING_SECONDS, _keep, closing)
-            else:
-                loop.call_soon_threadsafe(_keep, closing)
-        except RuntimeError:
-            pass  # it is closed already, and `closing` goes with this frame
-    return reference  # type: ignore[return-value]
+    reference = _closings[loop] = ref(closing)
+    try:
+        call_in_loop(loop, _keep, closing)
+    except RuntimeError:
+        pass  # it is closed already, and `closing` goes with this frame
+    return reference
 
 
 def _keep(closing: _Closing) -> None:
-    events.get_running_loop().call_later(CLOSING_SECONDS, _keep, closing)
+    events.get_running_loop().call_later(LONGEST_WAIT, _keep, closing)
 
 
 def _settle(reply: Reply, loop: Any, cancel: Callable[[], Any] | None) -> BaseException | None:

@@ -44,10 +44,20 @@ UNIT = float(os.environ.get("TEST_TIME_UNIT", "0.02"))
 native_ident: Callable[[], int] = get_original("_thread", "get_ident")
 start_native_thread: Callable[..., int] = get_original("_thread", "start_new_thread")
 native_sleep: Callable[[float], None] = get_original("time", "sleep")
+native_socketpair: Callable[..., Any] = get_original("_socket", "socketpair")
 os_close: Callable[[int], None] = get_original("os", "close")
 
 
 # --- waiting ------------------------------------------------------------------------------------
+
+
+async def never(ended: list[str] | None = None) -> None:
+    """Wait until it is cancelled, and note that in the list."""
+    try:
+        await asyncio.get_running_loop().create_future()
+    finally:
+        if ended is not None:
+            ended.append("cleaned up")
 
 
 async def until(condition: Callable[[], Any]) -> None:

@@ -17,7 +17,7 @@ import gevent.event
 import pytest
 from gevent.monkey import get_original
 from greenlet import greenlet
-from support import PATCHED, NativeThread, until_in_greenlet
+from support import PATCHED, NativeThread, never, until_in_greenlet
 
 import asyncio_gevent
 from asyncio_gevent import CancelledExit, await_, spawn, sync_to_async
@@ -658,10 +658,6 @@ def test_an_event_loop_of_another_thread_that_is_closed(kind: str, observed: Any
         waiting.get()
     native.join()
     observed.hub_errors.clear()
-
-
-async def never() -> None:
-    await asyncio.get_running_loop().create_future()
 
 
 @pytest.mark.skipif(not PATCHED, reason="asyncio's own loop stops the hub without patching")

@@ -29,6 +29,8 @@ from support import (
     in_main,
     in_native_thread,
     native_sleep,
+    native_socketpair,
+    never,
     run_script,
     start_native_thread,
     until,
@@ -38,12 +40,7 @@ import asyncio_gevent
 from asyncio_gevent import BlockingCallError, await_, greenlet_to_future, spawn, sync_to_async
 from asyncio_gevent.gevent_loop import READ, GeventLoop
 
-native_socketpair = get_original("_socket", "socketpair")
 everywhere = pytest.mark.parametrize("place", [in_main, in_greenlet])
-
-
-async def never() -> None:
-    await asyncio.get_running_loop().create_future()
 
 
 @everywhere
@@ -195,11 +192,10 @@ def test_a_loop_that_is_destroyed_while_it_is_attached() -> None:
 
         async def main() -> None:
             gevent.get_hub().loop.timer(0.001).start(gevent.get_hub().loop.destroy)
-            await until(lambda: "destroyed" in repr(hub_loop()))
+            await until(lambda: "destroyed" in repr(loop()))
             await asyncio.sleep(0.001)
             done.append("went on")
 
-        hub_loop = loop
         run(main())
         return done
 
@@ -209,13 +205,7 @@ def test_a_loop_that_is_destroyed_while_it_is_attached() -> None:
 def test_to_kill_a_greenlet_ends_the_loop_that_it_runs() -> None:
     ended: list[str] = []
 
-    async def main() -> None:
-        try:
-            await never()
-        finally:
-            ended.append("cleaned up")
-
-    runner = gevent.spawn(run, main())
+    runner = gevent.spawn(run, never(ended))
     gevent.sleep(0.001)
     assert loop().attached is not None
     runner.kill(timeout=5)
@@ -228,15 +218,9 @@ def test_to_kill_a_greenlet_ends_the_loop_that_it_runs() -> None:
 def test_a_timeout_around_the_loop_ends_it(place: Callable[..., Any]) -> None:
     ended: list[str] = []
 
-    async def main() -> None:
-        try:
-            await never()
-        finally:
-            ended.append("cleaned up")
-
     def with_timeout() -> None:
         with gevent.Timeout(0.01):
-            run(main())
+            run(never(ended))
 
     with pytest.raises(gevent.Timeout, match="0.01 seconds"):
         place(with_timeout)
@@ -269,8 +253,7 @@ def test_an_inner_loop_ends_before_the_outer_one_goes_on() -> None:
 
 def test_many_threads_with_loops_and_executors() -> None:
     """After patching they are greenlets, whose loops wait for the same locks."""
-    script = "loops_in_threads"
-    run_script(script, HOST).check("ok")
+    run_script("loops_in_threads", HOST).check("ok")
 
 
 @pytest.mark.parametrize("inner", [[], ["inner"]], ids=["alone", "inner"])
@@ -425,21 +408,19 @@ def test_an_error_of_a_greenlet_stays_in_it(observed: Any) -> None:
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
 def test_ctrl_c_in_a_greenlet_ends_the_program(observed: Any, kind: Any) -> None:
-    ended = []
+    ended: list[str] = []
 
     def interrupt() -> None:
         raise kind(3)
 
     async def main() -> None:
         gevent.spawn(interrupt)
-        try:
-            await never()
-        finally:
-            ended.append(1)
+        await never(ended)
 
-    with pytest.raises(kind):
+    with pytest.raises(kind) as caught:
         run(main())
     assert ended
+    assert caught.value.__cause__ is None
     observed.hub_errors.clear()
     gevent.sleep(0.001)
 

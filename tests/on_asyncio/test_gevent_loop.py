@@ -23,12 +23,18 @@ import pytest
 from gevent.exceptions import LoopExit
 from gevent.monkey import get_original
 from hosts import PRIVATE, host_name, loop
-from support import GEVENT, native_ident, os_close, run_script, start_native_thread
+from support import (
+    GEVENT,
+    native_ident,
+    native_socketpair,
+    os_close,
+    run_script,
+    start_native_thread,
+)
 
 from asyncio_gevent.gevent_loop import READ, WRITE, GeventLoop
 
 os_dup = os.dup
-socketpair = get_original("_socket", "socketpair")
 
 
 class Calls(list[Any]):
@@ -48,7 +54,7 @@ def own() -> Any:
 
 @pytest.fixture
 def pair() -> Any:
-    one, other = socketpair()
+    one, other = native_socketpair()
     for each in (one, other):
         each.setblocking(False)
     yield one, other
@@ -518,7 +524,7 @@ def test_bad_descriptors(own: GeventLoop, pair: Any) -> None:
 
 def test_a_descriptor_that_is_closed_wakes_those_who_wait(own: GeventLoop) -> None:
     """gevent says ``closing_fd`` before it closes."""
-    one, other = socketpair()
+    one, other = native_socketpair()
     calls = Calls()
     watcher = own.io(one.fileno(), READ)
 
@@ -587,7 +593,7 @@ def test_who_is_fed_does_not_wait_for_checks_for_ever(own: GeventLoop, pair: Any
 def test_a_number_that_is_used_again(own: GeventLoop) -> None:
     """Somebody closes a descriptor behind the loop's back, and the next one gets its number."""
     calls = Calls()
-    one, other = socketpair()
+    one, other = native_socketpair()
     fd = one.fileno()
     stale = own.io(fd, READ)
     stale.start(calls, "stale")
@@ -595,7 +601,7 @@ def test_a_number_that_is_used_again(own: GeventLoop) -> None:
     stale.ref = False
     own.run()  # it is registered now
     os_close(one.detach())
-    new, far = socketpair()
+    new, far = native_socketpair()
     if new.fileno() != fd:
         os.dup2(new.fileno(), fd)
         new.close()
@@ -611,7 +617,7 @@ def test_a_number_that_is_used_again(own: GeventLoop) -> None:
 
 
 def test_a_watched_descriptor_that_is_closed_keeps_nobody_busy(own: GeventLoop) -> None:
-    one, other = socketpair()
+    one, other = native_socketpair()
     watcher = own.io(one.fileno(), READ, ref=False)
     watcher.start(int)
     own.timer(0.001).start(int)

@@ -18,11 +18,11 @@ def use(what):
 if sys.argv[1] == "atexit":
     atexit.register(use, "ok")
 else:
-    started = get_original("threading", "Thread")
+    NativeThread = get_original("threading", "Thread")
     main = get_original("threading", "main_thread")()
 
     def late():
         main.join()
         use("ok")
 
-    started(target=late).start()
+    NativeThread(target=late).start()
