@@ -308,6 +308,8 @@ class EventLoop(StepsEventLoop):
         for runner in self._idle_runners():
             unalias(runner)
         self._thread = self._caller = None
+        for guest in [*self._guests]:
+            guest.note_stopped()
 
     def _attach(self) -> None:
         # Start the watchers, and look at the ready queue for the first time. As in asyncio,

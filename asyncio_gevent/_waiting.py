@@ -77,6 +77,9 @@ START_SECONDS = 1.0
 #: What the interpreter says of a coroutine that was awaited before (Objects/genobject.c).
 REUSED = ("cannot reuse already awaited coroutine",)
 
+#: Seconds between two looks at whether an event loop of another make still runs.
+CLEAN_UP_TICK = 0.05
+
 _HAS_TASK_CONTEXTS = sys.version_info >= (3, 11)
 _MISSING: Any = object()
 
@@ -269,6 +272,7 @@ class Reply:
         done: it is settled.
         is_final: its error goes before what was thrown into the greenlet meanwhile.
         is_abandoned: nobody waits for it any more.
+        is_for_clean_up: it is waited for only while its event loop runs.
         value, error: the outcome.
         context: variables that the caller takes over, if they were set in another context.
     """
@@ -281,13 +285,14 @@ class Reply:
         "error",
         "is_abandoned",
         "is_final",
+        "is_for_clean_up",
         "value",
     )
 
     def __init__(self, hub: Any) -> None:
         self._hub = hub
         self._waiter = Waiter(hub)
-        self.done = self.is_final = self.is_abandoned = False
+        self.done = self.is_final = self.is_abandoned = self.is_for_clean_up = False
         self.value: Any = None
         self.error: BaseException | None = None
         self.context: contextvars.Context | None = None
@@ -328,6 +333,35 @@ class Reply:
         waiter = self._waiter
         while not self.done:
             waiter.get()
+
+    def wait_for_clean_up(self, loop: Any) -> None:
+        """Wait until it is settled, or its event loop does not run any more. Blocks the greenlet.
+
+        A stopped event loop may never run again, and may be one that this greenlet is to run.
+        """
+        waiter = self._waiter
+        ticks = None
+        self.is_for_clean_up = True
+        try:
+            if isinstance(loop, EventLoop):
+                goes_on = loop._will_run
+            else:
+                goes_on = loop.is_running
+                # Those of another make tell nobody that they stop.
+                ticks = self._hub.loop.timer(CLEAN_UP_TICK, CLEAN_UP_TICK)
+                ticks.start(waiter.switch, None)
+            while not self.done and goes_on():
+                waiter.get()
+        finally:
+            self.is_for_clean_up = False
+            if ticks is not None:
+                ticks.stop()
+                ticks.close()
+
+    def note_stopped(self) -> None:
+        """Have a greenlet that waits for a clean-up see whether the event loop still runs."""
+        if self.is_for_clean_up:
+            self._wake()
 
     def close(self) -> None:
         """Take back what was opened; when nobody waits any more."""
@@ -445,9 +479,7 @@ def _settle(reply: Reply, loop: Any, cancel: Callable[[], Any] | None) -> BaseEx
     try:
         if cancel is not None and not (reply.done or loop.is_closed()):
             cancel()
-            if loop._will_run() if isinstance(loop, EventLoop) else loop.is_running():
-                reply.wait()
-            # Else nobody knows when its clean-up would be over.
+            reply.wait_for_clean_up(loop)
         failed = reply.error
         if failed is None or (isinstance(failed, CancelledError) and not reply.is_final):
             return caught

@@ -514,6 +514,47 @@ def test_a_timeout_while_the_loop_is_stopped(where: str) -> None:
     loop.close()
 
 
+@pytest.mark.parametrize("make", ["ours", "standard"])
+def test_a_loop_that_stops_before_a_clean_up_is_over(make: str) -> None:
+    """Nobody waits for it any longer."""
+    if make == "ours":
+        loop: Any = asyncio_gevent.new_event_loop()
+    else:
+        loop = asyncio.SelectorEventLoop(NativeSelector())
+    ended = asyncio.Event()
+    steps = []
+
+    async def slow() -> None:
+        steps.append("begun")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            steps.append("cleaning up")
+            await ended.wait()
+            steps.append("cleaned up")
+
+    thread = NativeThread(loop.run_forever)
+    greenlet = gevent.spawn(lambda: await_(slow(), loop=loop))
+    until_in_greenlet(lambda: steps)
+    greenlet.kill(block=False)
+    until_in_greenlet(lambda: len(steps) == 2)
+    assert not greenlet.ready()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    greenlet.join()
+    assert isinstance(greenlet.value, gevent.GreenletExit)
+    assert steps == ["begun", "cleaning up"]
+
+    async def end() -> None:
+        ended.set()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.wait(others)
+
+    loop.run_until_complete(end())
+    loop.close()
+    assert steps == ["begun", "cleaning up", "cleaned up"]
+
+
 def test_a_call_that_is_left_alone_has_a_context_of_its_own() -> None:
     released = []
 
