@@ -52,9 +52,9 @@ OWN = (TESTS, TESTS / "on_asyncio")
 #: slow machine.
 SOFT_TIME_LIMIT = float(os.environ.get("TEST_TIME_LIMIT", "20"))
 
-#: Seconds that a test may take, for runs without pytest-timeout. Also where Python code never
-#: runs again: the thread that waits for it is faulthandler's.
-TIME_LIMIT = 60
+#: Seconds that a test may take beyond that, for runs without pytest-timeout. Also where Python code
+#: never runs again: the thread that waits for it is faulthandler's.
+HARD_TIME_LIMIT = 40
 
 #: Seconds within which what is on its way must have ended: deferred closes, native threads.
 SETTLING_TIME = 5.0
@@ -110,8 +110,7 @@ def _warm_up() -> None:
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
     if pyfuncitem.path.parent not in OWN:
         return (yield)
-    marker = pyfuncitem.get_closest_marker("soft_limit")
-    limit = marker.args[0] if marker is not None else SOFT_TIME_LIMIT
+    limit = _soft_limit(pyfuncitem)
     error = AssertionError(f"not done in {limit} s")
     # Again and again, for what hangs once more while it is being cleaned up.
     timer = gevent.get_hub().loop.timer(limit, 0.5, ref=False)
@@ -121,6 +120,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
     finally:
         timer.stop()
         timer.close()
+
+
+def _soft_limit(item: pytest.Item) -> float:
+    marker = item.get_closest_marker("soft_limit")
+    return marker.args[0] if marker is not None else SOFT_TIME_LIMIT
 
 
 class Observed:
@@ -160,8 +164,8 @@ def observed(
     handler = logging.Handler(logging.WARNING)
     handler.emit = observed.log.append  # type: ignore[method-assign]
     logging.getLogger("asyncio").addHandler(handler)
-    if not request.config.getoption("timeout", None):
-        faulthandler.dump_traceback_later(TIME_LIMIT, exit=True)
+    if request.config.getoption("timeout", 0) == 0:  # None: as pyproject.toml says
+        faulthandler.dump_traceback_later(_soft_limit(request.node) + HARD_TIME_LIMIT, exit=True)
     gevent.sleep(0)  # the hub runs, and has open what it needs for that
     state = _state()
     try:
