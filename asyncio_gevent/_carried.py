@@ -114,9 +114,7 @@ class CarriedLoop(Turns):
         if old is host:
             self._is_wake_sent = False
             return
-        if self._armed is not None:
-            self._armed.cancel()
-            self._armed = None
+        self._forget_sent()
         for descriptor in {*self._watched, *self._changed}:
             if descriptor.registered:
                 if old is None or old.is_closed():
@@ -124,7 +122,6 @@ class CarriedLoop(Turns):
                 else:
                     self._unregister(old, descriptor)
             self._changed.add(descriptor)
-        self._ready.clear()  # the new one finds it again
         self._host = host
         self._is_wake_sent = False
 
@@ -471,6 +468,7 @@ class CarriedLoop(Turns):
         self._wait_in(host)
         self._hooks = sys.get_asyncgen_hooks()
         self._is_wake_sent = True
+        self._is_brief = nowait or once
         host.call_soon(self._on_start, host, nowait, once)
         outside = _get_running_loop()
         if outside is not None:
@@ -480,11 +478,11 @@ class CarriedLoop(Turns):
             host.run_forever()
         except BaseException:
             # Of a signal handler, KeyboardInterrupt say, or thrown into the hub.
-            self._is_wake_sent = False
+            self._forget_sent()
             self._report(None)
             self._awake = False
         finally:
-            self._is_once = False
+            self._is_once = self._is_brief = False
             host.set_exception_handler(None)
             if self._destroyed and host not in left_to_parent:
                 host.close()
@@ -492,17 +490,40 @@ class CarriedLoop(Turns):
                 set_running_loop(outside)
 
     def _on_host_error(self, host: Any, context: dict[str, Any]) -> None:
-        # No handle of ours fails. But uvloop calls the interpreter's handlers of signals in one of
-        # its own; see `_take_turn`.
+        # No handle of ours fails. But the interpreter calls its handlers of signals in those of
+        # uvloop, and before the first instruction of ours, which then have not done their work.
         error = context.get("exception")
         if error is None:
             host.default_exception_handler(context)
             return
+        if self._host is host:
+            self._forget_sent()
+        if is_in_c(host):
+            host.call_soon(self._on_error, host, error)  # not in the midst of a poll: `_note_ready`
+        else:
+            self._on_error(host, error)
+
+    def _on_error(self, host: Any, error: BaseException) -> None:
+        # As in `_begin_turn` and `_take_turn`.
+        if _get_running_loop() is not None:
+            self._hide_private()
+        if self._is_brief:
+            host.stop()
         try:
             raise error
         except BaseException:
             self._report(None)
-        self._awake = False
+        self._end_turn(False)
+        if self._host is not host or self._blocked:
+            self._leave_private(host)
+
+    def _forget_sent(self) -> None:
+        # The next turn looks at everything, and the next poll finds what is ready once more.
+        self._is_wake_sent = False
+        if self._armed is not None:
+            self._armed.cancel()
+            self._armed = None
+        self._ready.clear()
 
     def _hide_private(self) -> None:
         # The greenlets are not part of the private host: they may run other event loops.

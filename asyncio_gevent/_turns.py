@@ -105,6 +105,7 @@ class Turns:
         self._asks_who_runs = may_miss_loops()
         self._is_broken = False
         self._is_once = False
+        self._is_brief = False
         self._is_private_within = False
         self._lets_wait: dict[Any, tuple[Any, Any]] = {}
         self._has_done = False

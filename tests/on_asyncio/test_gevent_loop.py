@@ -824,6 +824,57 @@ def test_what_a_handler_of_the_interpreter_raises_is_for_the_main_greenlet(obser
     observed.hub_errors.clear()
 
 
+@pytest.mark.parametrize("lost", ["wake", "timer", "start"])
+def test_a_handler_that_raises_as_the_loop_is_called_loses_nothing(
+    lost: str, observed: Any, monkeypatch: Any
+) -> None:
+    """Before the first instruction of what the loop has its host call."""
+    before = signal.signal(signal.SIGUSR2, interrupt)
+    # In C: the handler is called by what comes next.
+    interrupt_main = get_original("_thread", "interrupt_main"), signal.SIGUSR2
+    ticker = gevent.spawn(gevent.sleep, 60)
+    gevent.sleep(0)
+    host: Any = loop()._private  # type: ignore[attr-defined]
+    watcher = loop().async_()
+    try:
+        with pytest.raises(Interrupted):
+            if lost == "wake":
+                host.call_soon(*interrupt_main)
+                watcher.send()
+            elif lost == "timer":
+                host.call_later(0.001, *interrupt_main)
+                ticker.kill()
+                ticker = gevent.spawn(gevent.sleep, 0.002)
+                gevent.sleep(0)
+                ends = time.monotonic() + 0.05
+                while time.monotonic() < ends:
+                    pass  # both are due when the host looks
+            else:
+                start = type(loop())._on_start  # type: ignore[attr-defined]
+
+                def interrupted(*args: Any) -> None:
+                    monkeypatch.undo()
+                    os.kill(os.getpid(), signal.SIGUSR2)
+                    start(*args)
+
+                monkeypatch.setattr(type(loop()), "_on_start", interrupted)
+                host.stop()
+            gevent.event.Event().wait(10)
+            pytest.fail("nothing was raised")
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    gevent.sleep(0.001)
+    gevent.spawn(gevent.sleep, 0).join()
+    sent = gevent.event.Event()
+    watcher.start(sent.set)
+    start_native_thread(watcher.send, ())
+    assert sent.wait(10)
+    watcher.close()
+    ticker.kill()
+    assert all(isinstance(error, Interrupted) for error in observed.hub_errors)
+    observed.hub_errors.clear()
+
+
 def test_timers_that_were_due_when_a_handler_raised_are_not_lost(
     own: GeventLoop, monkeypatch: Any, observed: Any
 ) -> None:
