@@ -38,6 +38,7 @@ from asyncio_gevent._green_tasks import Step
 from asyncio_gevent._hosts import LONGEST_WAIT
 from asyncio_gevent._originals import get_ident
 from asyncio_gevent._threads import make_hub
+from asyncio_gevent._watchers import close
 from asyncio_gevent.exceptions import BlockingCallError, CancelledExit
 
 __all__ = [
@@ -355,8 +356,7 @@ class Reply:
         finally:
             self.is_for_clean_up = False
             if ticks is not None:
-                ticks.stop()
-                ticks.close()
+                close(ticks)
 
     def note_stopped(self) -> None:
         """Have a greenlet that waits for a clean-up see whether the event loop still runs."""
@@ -387,8 +387,7 @@ class _ThreadReply(Reply):
             pass  # nobody waits any more
 
     def close(self) -> None:
-        self._async.stop()
-        self._async.close()
+        close(self._async)
 
 
 def make_reply(hub: Any, loop: Any) -> Reply:
