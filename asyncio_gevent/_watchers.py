@@ -212,8 +212,6 @@ class _Unpolled(native_local):  # type: ignore[misc]
             self._hub_loop = hub_loop
             if _compat.is_cffi(hub_loop):
                 self._handles = _CheckedList(hub_loop)
-                self._watcher = hub_loop.check(ref=False)
-                self._watcher.start(self._handles.clear)
             else:
                 self._handles = []
                 # After gevent's own, which runs the callbacks of the hub. If it is started in that
@@ -248,10 +246,16 @@ class _Unpolled(native_local):  # type: ignore[misc]
 
 
 class _CheckedList(list[IOHandle]):
-    """The same for the loops of gevent that use cffi, where there is no such watcher: libuv's.
+    """The same for the loops of gevent that use cffi: libuv's, and those that are not gevent's own.
 
-    There it is a callback of the hub that lets all others go first. One that is closed by them may
-    be missed if they are so many that the hub polls in between. It is emptied after each poll.
+    There it is a callback of the hub that lets all others go first, and empties the list. A
+    descriptor that is closed by them may be missed if they are so many that the hub polls in
+    between.
+
+    No watcher of the kinds prepare, check and idle will do: while libuv calls those of a kind, the
+    head of its list of them is on the C stack of the hub (``uv__run_check`` in
+    src/unix/loop-watcher.c). To stop one in a greenlet that the hub has switched to meanwhile
+    writes to where that greenlet has its own stack, and the hub goes on with memory that was freed.
     """
 
     def __init__(self, hub_loop: Any) -> None:
@@ -271,6 +275,7 @@ class _CheckedList(list[IOHandle]):
             self._hub_loop.run_callback(self._check)
         else:
             self._is_scheduled = False
+            self.clear()
 
 
 def _stop_closed(handles: list[IOHandle]) -> None:

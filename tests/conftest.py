@@ -67,6 +67,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "soft_limit(seconds): what a test may take, in place of SOFT_TIME_LIMIT"
     )
+    # Shells that have no job control let what they start in the background ignore it.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # gevent's, once in a process, of a sleep of less than that: in tests that is fine.
     config.addinivalue_line(
         "filterwarnings", "ignore:libuv only supports millisecond timer resolution"

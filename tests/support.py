@@ -81,6 +81,7 @@ class Polls:
 
     def __init__(self) -> None:
         self.count = 0
+        self._is_over = False
         self._watcher: Any = None
 
     def __enter__(self) -> Polls:
@@ -89,11 +90,15 @@ class Polls:
         return self
 
     def _note(self) -> None:
-        self.count += 1
+        if self._is_over:
+            self._watcher.stop()
+            self._watcher.close()
+        else:
+            self.count += 1
 
     def __exit__(self, *exc_info: object) -> None:
-        self._watcher.stop()
-        self._watcher.close()
+        # On libuv only its own callback may stop it: see `asyncio_gevent._watchers._CheckedList`.
+        self._is_over = True
 
 
 # --- places: where an event loop runs -----------------------------------------------------------
