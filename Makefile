@@ -8,6 +8,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 # Added to pytest's command line: make test PYTEST_ARGS='-k cancel -x'
 PYTEST_ARGS ?=
+# Added to the command line of benchmarks/run.py: make bench BENCH_ARGS='--quick --bars'
+BENCH_ARGS ?=
 
 # The Pythons of `make test-all`; those that are not installed are left out.
 ALL_PYTHONS := 3.10 3.11 3.12 3.13 3.14
@@ -34,7 +36,7 @@ help:
 	@echo 'make types        mypy --strict'
 	@echo 'make docs         run the code of README.md and docs/, check its output and the links'
 	@echo 'make wheel        build the wheel, install it into a fresh environment, import it'
-	@echo 'make bench        run the benchmarks'
+	@echo 'make bench        run the benchmarks (BENCH_ARGS=--quick: in two minutes)'
 	@echo 'make test-3.12    run all tests on Python 3.12, in .venv-3.12'
 	@echo 'make test-all     the same on every Python that is found of $(ALL_PYTHONS)'
 	@echo 'make clean        remove environments, builds and caches'
@@ -84,8 +86,26 @@ docs: $(VENV)/.installed-test
 demo: $(VENV)/.installed-test
 	$(PY) examples/mixed_app.py
 
-bench: $(VENV)/.installed-bench
-	@for script in benchmarks/[!_]*.py; do echo "$$script"; $(PY) "$$script" || exit; done
+bench: $(VENV)/.installed-bench bench-peer bench-others
+	@$(PY) benchmarks/run.py $(BENCH_ARGS) \
+	    $$(for whose in peer others; do \
+	           python=$(VENV)-bench-$$whose/bin/python; \
+	           [ ! -x "$$python" ] || echo "--$$whose $$python"; \
+	       done)
+
+# What is measured beside this library has environments of its own: one of them has the same import name. Some of it may
+# not know a new Python yet, which is no reason not to measure the rest.
+BENCH_peer   := asyncio-gevent==0.2.5 uvloop aiohttp
+BENCH_others := asgiref greenletio greenback eventlet gevent aiohttp
+
+bench-%:
+	@venv=$(VENV)-bench-$*; \
+	[ -e "$$venv/.installed" ] || { \
+	    $(MAKE) --no-print-directory "$$venv/.created" VENV="$$venv" \
+	    && echo 'installing $(BENCH_$*)' \
+	    && "$$venv/bin/python" -m pip install --quiet $(BENCH_$*) \
+	    && touch "$$venv/.installed"; \
+	} || { echo 'cannot install $(BENCH_$*): going on without' >&2; rm -rf "$$venv"; }
 
 # An environment for each version, so that several can be tested at the same time (make -j2 test-all).
 test-3.%:
@@ -116,5 +136,5 @@ wheel: $(VENV)/.installed-dev
 	venv/bin/python -I -W error "$$checkout/.ci/check_wheel.py"
 
 clean:
-	rm -rf .venv .venv-3.* dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-3.* .venv-bench-* dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
