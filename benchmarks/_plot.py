@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from report import exponent, growth_costs
@@ -17,6 +18,7 @@ def plot_growth(report: Mapping[str, Any], path: pathlib.Path) -> None:
     matplotlib.use("svg")
     # The same figures give the same file.
     matplotlib.rcParams["svg.hashsalt"] = "growth"
+    matplotlib.rcParams["svg.fonttype"] = "none"  # text as text, not as outlines
     from matplotlib import pyplot
 
     titles = {
@@ -26,6 +28,8 @@ def plot_growth(report: Mapping[str, Any], path: pathlib.Path) -> None:
     kinds: dict[str, list[tuple[str, dict[int, float]]]] = {}
     for kind, contestant, costs in growth_costs(report):
         kinds.setdefault(kind, []).append((contestant, costs))
+    everybody = dict.fromkeys(contestant for lines in kinds.values() for contestant, _ in lines)
+    colours = {contestant: f"C{number}" for number, contestant in enumerate(everybody)}
     columns = min(4, len(kinds))
     rows = -(-len(kinds) // columns)
     drawing, panels = pyplot.subplots(
@@ -40,12 +44,17 @@ def plot_growth(report: Mapping[str, Any], path: pathlib.Path) -> None:
             label = contestant if slope is None else f"{contestant} (n^{slope:.2f})"
             numbers = [*costs]
             panel.plot(
-                numbers, [costs[n] * 1e6 for n in numbers], marker="o", markersize=3, label=label
+                numbers,
+                [costs[n] * 1e6 for n in numbers],
+                color=colours[contestant],
+                marker="o",
+                markersize=3,
+                label=label,
             )
-        # As many powers of ten upward as to the right would show proportion as a diagonal; at
-        # least two, so that noise does not look like growth.
+        _draw_logarithm(panel, lines)
         panel.set_xscale("log")
         panel.set_yscale("log")
+        # At least two powers of ten, or noise would look like growth.
         middle = statistics.geometric_mean(
             cost * 1e6 for _, costs in lines for cost in costs.values()
         )
@@ -58,3 +67,15 @@ def plot_growth(report: Mapping[str, Any], path: pathlib.Path) -> None:
     drawing.tight_layout()
     drawing.savefig(path, format="svg", metadata={"Date": None})
     pyplot.close(drawing)
+
+
+def _draw_logarithm(panel: Any, lines: Sequence[tuple[str, Mapping[int, float]]]) -> None:
+    """Draw how cost would grow with log n, from the middle of the costs at 100 on."""
+    at_100 = [costs[100] * 1e6 for _, costs in lines if 100 in costs]
+    numbers = sorted({number for _, costs in lines for number in costs if number >= 100})
+    if at_100 and len(numbers) > 1:
+        logarithms = [
+            statistics.geometric_mean(at_100) * math.log(number) / math.log(100)
+            for number in numbers
+        ]
+        panel.plot(numbers, logarithms, color="0.6", linestyle="--", linewidth=1, label="log n")

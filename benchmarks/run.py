@@ -36,6 +36,7 @@ import platform
 import re
 import resource
 import select
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -121,7 +122,7 @@ class Worker:
 
 def without_paths(text: str) -> str:
     """Return the text with the names of files only: where they are is nobody's business."""
-    return re.sub(r"(?:/[\w.+-]+)*/(?=[\w.+-])", "", text)
+    return re.sub(r"(?<![\w.])(?:/[\w.+~-]+)*/(?=[\w.+~-])", "", text)
 
 
 # --- rounds ---------------------------------------------------------------------------------------
@@ -316,10 +317,9 @@ def find_versions(pythons: Mapping[str, str | None]) -> dict[str, str]:
     for whose, python in pythons.items():
         if python is None:
             continue
-        # `-P` is not known to 3.10; without it a directory of that name would be looked into.
-        done = subprocess.run(
-            [python, "-c", program, *PACKAGES], capture_output=True, text=True, cwd=HERE
-        )
+        # In this directory there is no asyncio_gevent that could be taken for the installed one.
+        command = [python, "-c", program, *PACKAGES]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=HERE)
         for line in done.stdout.splitlines():
             name, version = line.split()
             if name == "asyncio-gevent" and whose == "main":
@@ -341,7 +341,10 @@ def find_cpu() -> str:
 
 def describe(options: argparse.Namespace, pythons: Mapping[str, str | None]) -> dict[str, Any]:
     """Return what a report says about how it was made."""
-    arguments = [without_paths(argument) for argument in sys.argv[1:]]
+    command = shlex.join(["python", "benchmarks/run.py", *sys.argv[1:]])
+    for path in (options.peer, options.others, options.json, options.plot):
+        if path is not None:
+            command = command.replace(str(path), pathlib.Path(path).name)
     return {
         "python": platform.python_version(),
         "versions": find_versions(pythons),
@@ -352,7 +355,7 @@ def describe(options: argparse.Namespace, pythons: Mapping[str, str | None]) -> 
         else os.cpu_count(),
         "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[1],
         "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python", "benchmarks/run.py", *arguments]),
+        "command": command,
         "rounds": options.rounds,
         "seconds": options.seconds,
         "left_out": [],
@@ -393,7 +396,12 @@ def parse_options() -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> None:
     """Measure, print tables in Markdown as they get ready, and write the JSON file."""
-    pythons = {"main": sys.executable, "peer": options.peer, "others": options.others}
+    pythons = {
+        "main": sys.executable,
+        # Absolute, and not resolved: an environment is found by the path of its Python.
+        "peer": options.peer and os.path.abspath(options.peer),
+        "others": options.others and os.path.abspath(options.others),
+    }
     result = describe(options, pythons)
     chosen = {
         name: [each for each in load_group(name).workloads if is_chosen(name, each, options)]
