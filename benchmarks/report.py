@@ -77,13 +77,14 @@ def exponent(costs: Mapping[int, float], least: int = 100) -> float | None:
 
 
 def judge(report: Mapping[str, Any], bars: Iterable[Bar] = BARS) -> list[dict[str, Any]]:
-    """Return the bars of the workloads that were measured, each with the ratio and the verdict."""
+    """Return the bars of those who took part, each with the ratio and the verdict."""
     verdicts = []
     for bar in bars:
-        workloads = report["groups"].get(bar.group, {}).get("workloads", {})
-        if bar.workload not in workloads:
+        group = report["groups"].get(bar.group, {"contestants": [], "workloads": {}})
+        took_part = {bar.against, bar.contestant} <= {*group["contestants"]}
+        if not took_part or bar.workload not in group["workloads"]:
             continue
-        results = workloads[bar.workload]["results"]
+        results = group["workloads"][bar.workload]["results"]
         values = ratios(results, bar.against, bar.contestant, bar.kind)
         ratio = None if values is None else statistics.median(values)
         verdicts.append({**vars(bar), "ratio": ratio, "verdict": verdict(ratio, bar.at_least)})

@@ -53,6 +53,10 @@ PACKAGES = (
 )
 #: Rounds of workloads that take long; with --quick it is one.
 HEAVY_ROUNDS = 5
+#: Seconds for each of the steps of a workload (to make what it needs, to measure once): a
+#: contestant that takes longer has failed.
+LIMIT = 90.0
+QUICK_LIMIT = 20.0
 #: With --quick numbers of "growth" end here.
 QUICK_GROWTH = 1_000
 
@@ -133,30 +137,18 @@ class Bench:
 
     Args:
         name: of the group.
+        group: the group.
         pythons: of the contestants that take part.
-        rounds: of each workload.
-        seconds: that a measurement takes.
-        quick: one process of a contestant does all workloads.
-        limit: seconds for each of the steps of a workload, after which it has failed.
-        nap: see `_bridges`.
+        options: of the command line.
     """
 
     def __init__(
-        self,
-        name: str,
-        group: Group,
-        pythons: Mapping[str, str],
-        *,
-        rounds: int,
-        seconds: float,
-        quick: bool,
-        limit: float,
-        nap: float,
+        self, name: str, group: Group, pythons: Mapping[str, str], options: argparse.Namespace
     ) -> None:
         self._name, self._group, self._pythons = name, group, pythons
-        self._rounds, self._seconds, self._quick = rounds, seconds, quick
-        self._limit = limit
-        self._nap = nap
+        self._rounds, self._seconds = options.rounds, options.seconds
+        self._quick, self._nap = options.quick, options.nap
+        self._limit = QUICK_LIMIT if options.quick else LIMIT
         self._workers: dict[str, Worker] = {}
 
     def measure(self, name: str) -> dict[str, Any]:
@@ -230,8 +222,9 @@ class Bench:
 def make_environment(contestant: Contestant, nap: float) -> dict[str, str]:
     """Return the variables of a contestant's process."""
     environment = dict(os.environ, PYTHONWARNINGS="ignore", BENCH_NAP=str(nap))
-    # This library's directory would hide the asyncio_gevent of 0.2.5.
-    environment.pop("PYTHONPATH", None)
+    if contestant.python != "main":
+        # It may name this library's directory, which would hide the other asyncio_gevent.
+        environment.pop("PYTHONPATH", None)
     for name in ("GEVENT_LOOP", "ASYNCIO_GEVENT_HOST", "EVENTLET_HUB"):
         environment.pop(name, None)
     return {**environment, **contestant.environment}
@@ -403,34 +396,30 @@ def run(options: argparse.Namespace) -> None:
         "others": options.others and os.path.abspath(options.others),
     }
     result = describe(options, pythons)
-    chosen = {
-        name: [each for each in load_group(name).workloads if is_chosen(name, each, options)]
-        for name in options.group or GROUPS
-    }
-    for name, workloads in chosen.items():
+    chosen: dict[str, list[str]] = {}
+    found: dict[str, dict[str, str]] = {}
+    for name in options.group or GROUPS:
+        group = load_group(name)
+        workloads = [each for each in group.workloads if is_chosen(name, each, options)]
         if not workloads:
             continue
-        group = load_group(name)
-        found, left_out = find_pythons(group, pythons, options.contestants)
+        chosen[name] = workloads
+        found[name], left_out = find_pythons(group, pythons, options.contestants)
         result["left_out"] += [each for each in left_out if each not in result["left_out"]]
         result["groups"][name] = {
             "title": group.title,
             "reading": group.reading,
             "base": group.base,
             "longer": group.longer,
-            "contestants": [*found],
+            "contestants": [*found[name]],
             "workloads": {},
         }
-        bench = Bench(
-            name,
-            group,
-            found,
-            rounds=options.rounds,
-            seconds=options.seconds,
-            quick=options.quick,
-            limit=20.0 if options.quick else 90.0,
-            nap=options.nap,
-        )
+    if not chosen:
+        raise SystemExit("no workload has such a name")
+    print(report.about(result), flush=True)
+    for name, workloads in chosen.items():
+        group = load_group(name)
+        bench = Bench(name, group, found[name], options)
         try:
             for workload in workloads:
                 started = time.perf_counter()
@@ -442,8 +431,6 @@ def run(options: argparse.Namespace) -> None:
                 print(f"({name} {workload}: {seconds:.1f} s)", file=sys.stderr, flush=True)
         finally:
             bench.end()
-        if len(result["groups"]) == 1:
-            print(report.about(result))
         print(report.render_group(result, name), flush=True)
         write(result, options.json)
     if options.bars:

@@ -91,8 +91,8 @@ def run_file(name: str, *, patched: bool, gevent_loop: str, host: str = "asyncio
 def test_no_file_is_forgotten() -> None:
     """What is not run again concerns the project's files, or starts processes of its own."""
     others = {
-        "test_docs.py", "test_examples.py", "test_layout.py", "test_leftovers.py",
-        "test_on_asyncio.py", "test_patched.py", "test_project.py",
+        "test_benchmarks.py", "test_docs.py", "test_examples.py", "test_layout.py",
+        "test_leftovers.py", "test_on_asyncio.py", "test_patched.py", "test_project.py",
     }  # fmt: skip
     assert {path.name for path in TESTS.glob("test_*.py")} - set(FILES) <= others
     assert set(LIBUV_FILES) <= set(FILES) <= {path.name for path in TESTS.glob("test_*.py")}
