@@ -41,7 +41,8 @@ SIZES = (10, 100, 1_000, 10_000, 50_000)
 #: Descriptors that a process needs for other things than idle connections.
 RESERVED = 200
 #: Ends of connections that one helper holds: fewer than there are ports for one address.
-HELD = 15_000
+HELD = 10_000
+IP_BIND_ADDRESS_NO_PORT = 24  # of Linux; the module `socket` knows it from Python 3.12 on
 
 
 def greatest_number_of_connections() -> int:
@@ -158,7 +159,11 @@ def hold_connections(address: str, port: int, number: int) -> None:
         connection = socket.socket()
         # To be closed by a reset, after which the port does not wait for stray packets.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        connection.bind((address, 0))
+        if sys.platform == "linux":  # elsewhere there is only one such address
+            # The port is for `connect` to find: `bind` would look, longer and longer, for one that
+            # nobody uses for anything.
+            connection.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+            connection.bind((address, 0))
         connection.connect((LOCALHOST, port))
         connections.append(connection)
     sys.stdin.read()
