@@ -43,6 +43,8 @@ _switch = greenlet.switch
 class CarriedLoop(Turns):
     """The part of a `GeventLoop` that knows its hosts."""
 
+    __slots__ = ("_make_host", "_waker")
+
     host_factory: Callable[[], Any] | None = None
 
     def __init__(self, flags: Any = None, default: bool | None = None) -> None:

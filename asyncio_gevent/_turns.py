@@ -72,6 +72,19 @@ left_to_parent: list[Any] = []
 class Turns:
     """The part of a `GeventLoop` that waits for nothing."""
 
+    # Not in a `__dict__`: CPython's short ways to attributes and methods are for objects with less
+    # than 30 of them there (SHARED_KEYS_MAX_SIZE in Include/internal/pycore_dict.h).
+    __slots__ = (
+        "__weakref__", "_armed", "_armed_for", "_asks_who_runs", "_asyncs", "_attached", "_awake",
+        "_blocked", "_callbacks", "_carrier", "_changed", "_checks", "_children", "_descriptors",
+        "_destroyed", "_displaced", "_due", "_fed", "_fed_put_off", "_feeding", "_forks",
+        "_has_done", "_hooks", "_host", "_idles", "_is_brief", "_is_broken", "_is_default",
+        "_is_once", "_is_private_within", "_is_quiet", "_is_wake_sent", "_lets_wait", "_outer",
+        "_prepares", "_private", "_process", "_ready", "_references", "_request", "_sent",
+        "_stopped", "_stopped_timers", "_thread", "_timers", "_timers_started",
+        "_timers_to_purge", "_waiting", "_watched", "error_handler",
+    )  # fmt: skip
+
     def __init__(self, flags: Any = None, default: bool | None = None) -> None:
         self.error_handler: Any = None
         self._is_default = default is None or bool(default)

@@ -69,9 +69,11 @@ def inventory():
         "KiB": anonymous_memory() // 1024,
         "references": loop._references,
     }
-    for name, value in vars(loop).items():
-        if hasattr(value, "__len__"):
-            sizes[name] = len(value)
+    for kind in type(loop).__mro__:
+        for name in getattr(kind, "__slots__", ()):
+            value = getattr(loop, name)
+            if hasattr(value, "__len__"):
+                sizes[name] = len(value)
     return sizes
 
 
