@@ -84,9 +84,8 @@ class Callback:
 
     __slots__ = ("args", "callback")
 
-    def __init__(self, callback: Any, args: Any) -> None:
-        self.callback = callback
-        self.args = args
+    args: Any
+    callback: Any
 
     def stop(self) -> None:
         """Do not call it."""
@@ -181,7 +180,7 @@ class Watcher:
     def __enter__(self) -> Any:
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         self.close()
 
     def feed(self, revents: int, callback: Callable[..., Any], *args: Any) -> None:
@@ -270,6 +269,8 @@ class Timer(Watcher):
     _entry: Any
     _repeat: float
 
+    __init__ = object.__init__
+
     def start(self, callback: Callable[..., Any], *args: Any, update: bool | None = None) -> None:
         """Call this once the time has passed, which begins now. Does not block.
 
@@ -324,7 +325,7 @@ class Timer(Watcher):
 
     close = stop
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         if self.active:
             self.stop()
 

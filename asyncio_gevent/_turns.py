@@ -45,7 +45,7 @@ from asyncio_gevent._originals import get_ident
 __all__ = ["CALLBACKS", "QUEUES", "READY", "TIMERS", "Turns", "left_to_parent"]
 
 #: Callbacks after which a turn looks whether it has taken too long, as gevent's loops do.
-CALLBACKS_BETWEEN_LOOKS = 50
+CALLBACKS_BETWEEN_LOOKS = range(50)
 
 #: Stopped timers that the heap may hold before it is looked through for them.
 STOPPED_TIMERS = 64
@@ -57,7 +57,6 @@ TIMERS_TO_SORT_FOR_ONE = 8
 PUT_OFF_FED = 4
 
 _get_running_loop = events._get_running_loop
-_new = object.__new__
 
 # Kinds of turns, besides descriptors; see `Turns._turn`.
 READY = "ready"
@@ -169,7 +168,7 @@ class Turns:
         priority: int | None = None,
     ) -> Timer:
         """Return a watcher that fires after a time, in seconds, and then at intervals."""
-        # What a constructor would do; to call one takes half as long again.
+        # What a constructor in Python would do; to call one takes half as long again.
         if type(after) is not float:
             after = ldexp(after, 0)  # as C does it: any number, but no string
         if repeat:
@@ -180,7 +179,7 @@ class Turns:
             raise ValueError("after must be a number of seconds, not NaN")
         if self._destroyed:
             raise ValueError("operation on destroyed loop")
-        timer = _new(Timer)
+        timer: Timer = Timer()
         timer._after = after
         timer._repeat = repeat
         timer.loop = self
@@ -198,7 +197,7 @@ class Turns:
 
     def run_callback(self, func: Callable[..., Any], *args: Any) -> Callback:
         """Call this in the next turn, in the hub. Does not block. From the loop's OS thread."""
-        pending = _new(Callback)  # a constructor would take twice as long
+        pending = Callback()  # without arguments: a constructor in Python takes twice as long
         pending.callback = func
         pending.args = args
         self._callbacks.append(pending)
@@ -208,7 +207,9 @@ class Turns:
 
     def run_callback_threadsafe(self, func: Callable[..., Any], *args: Any) -> Callback:
         """The same, from any OS thread."""
-        pending = Callback(func, args)
+        pending = Callback()
+        pending.callback = func
+        pending.args = args
         self._callbacks.append(pending)
         self._wake_threadsafe()
         return pending
@@ -324,26 +325,23 @@ class Turns:
         # Those that they add as well, for as long as a thread may keep the interpreter: chains of
         # them are how greenlets talk, and a poll between any two would cost more than they do.
         callbacks = self._callbacks
-        popleft = callbacks.popleft
         ends = monotonic() + sys.getswitchinterval()
-        left = CALLBACKS_BETWEEN_LOOKS
         while callbacks:
-            pending = popleft()
-            function = pending.callback
-            if function is None:
-                continue
-            pending.callback = None
-            try:
-                function(*pending.args)
-            except BaseException:
-                self._report(pending)
-            # gevent looks at this: the function has returned.
-            pending.args = None
-            left -= 1
-            if not left:
-                if monotonic() >= ends:
-                    break
-                left = CALLBACKS_BETWEEN_LOOKS
+            for _ in CALLBACKS_BETWEEN_LOOKS:
+                pending = callbacks.popleft()
+                function = pending.callback
+                if function is not None:
+                    pending.callback = None
+                    try:
+                        function(*pending.args)
+                    except BaseException:
+                        self._report(pending)
+                    # gevent looks at this: the function has returned.
+                    pending.args = None
+                if not callbacks:
+                    return
+            if monotonic() >= ends:
+                return
 
     def _fire_timers(self, now: float) -> None:
         self._take_due(now)
