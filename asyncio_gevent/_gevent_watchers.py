@@ -218,16 +218,15 @@ class Watcher:
             raise ValueError("Cannot set priority of an active watcher")
         self._priority = value
 
-    @property
-    def callback(self) -> Any:
-        """The function that it calls, or None."""
-        return self._callback
-
-    @callback.setter
-    def callback(self, value: Any) -> None:
+    def _set_callback(self, value: Any) -> None:
         if value is not None and not callable(value):
             raise TypeError(f"Expected callable, not {value!r}")
         self._callback = value
+
+    # Read without a function in Python: a socket asks before each wait.
+    callback = property(
+        operator.attrgetter("_callback"), _set_callback, doc="The function that it calls, or None."
+    )
 
     @property
     def args(self) -> Any:
@@ -433,6 +432,8 @@ class Io(Watcher):
             # Also one that seems to be registered: its number may have been closed meanwhile.
             if descriptor.wanted != descriptor.registered or descriptor.is_renewed:
                 loop._changed.add(descriptor)
+            else:
+                loop._changed.discard(descriptor)
             if not loop._awake or (loop._asks_who_runs and _get_running_loop() is not None):
                 loop._wake()
 

@@ -393,7 +393,13 @@ class Turns:
 
     def _fire_descriptor(self, descriptor: Descriptor, revents: int) -> None:
         watchers = descriptor.watchers
-        for watcher in [*watchers] if len(watchers) > 1 else watchers[:1]:
+        if len(watchers) == 1:
+            (watcher,) = watchers
+            happened = watcher._events & revents
+            if happened:
+                self._fire(watcher, happened)
+            return
+        for watcher in [*watchers]:
             happened = watcher._events & revents
             if happened and watcher.active:
                 self._fire(watcher, happened)
