@@ -22,6 +22,7 @@ import signal
 import sys
 import weakref
 from asyncio import events
+from contextvars import copy_context
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -572,19 +573,22 @@ class EventLoop(StepsEventLoop):
         if self._scheduled:
             self._drop_cancelled_timers()
         self._io_done = False  # the hub has polled
-        debug = self._debug
+        # Handles of these kinds are run by a short way, which debug mode has not.
+        plain, io, timer = (None,) * 3 if self._debug else (Handle, IOHandle, TimerHandle)
+        popleft = ready.popleft
         left = 0
         try:
             for passes_left in _COUNTDOWN:
                 if self._scheduled:
                     self._move_due_timers()
-                todo = left or len(ready)
+                todo = handles = left or len(ready)
                 left = 0
                 if todo > MAX_HANDLES:
                     left = todo - MAX_HANDLES
-                    todo = MAX_HANDLES
-                for _ in range(todo):
-                    handle = ready.popleft()
+                    todo = handles = MAX_HANDLES
+                while todo:  # to make a range takes as long as half a handle, the usual pass
+                    todo -= 1
+                    handle = popleft()
                     if handle._cancelled:
                         continue
                     if special:
@@ -595,28 +599,31 @@ class EventLoop(StepsEventLoop):
                             return
                     runner.handle = handle
                     kind = handle.__class__
-                    if debug:
-                        self._run_in_debug_mode(runner)
-                    elif kind is Handle or kind is IOHandle or kind in _OWN_KINDS:
+                    if kind is plain or kind is io or kind is timer:
                         # What their `_run` does, without the call.
                         try:
-                            if handle._args:
-                                handle._context.run(handle._callback, *handle._args)
-                            else:  # a call that unpacks nothing takes half the time
+                            args = handle._args
+                            if not args:
                                 handle._context.run(handle._callback)
+                            elif len(args) == 1:  # to unpack takes longer than to call
+                                handle._context.run(handle._callback, args[0])
+                            else:
+                                handle._context.run(handle._callback, *args)
                         except (SystemExit, KeyboardInterrupt):
-                            if kind is IOHandle:
+                            if kind is io:
                                 handle.returned()
                             raise
                         except BaseException as error:
                             self._report(handle, error)
-                        if kind is IOHandle:
+                        if kind is io:
                             # What `returned` does, without the call.
                             handle.queued = False
                             if handle.held or self._busy_io:
                                 handle.returned()
+                    elif io is None:
+                        self._run_in_debug_mode(runner)
                     else:
-                        handle._run()
+                        self._run_handle(runner)
                     if runner.resumed:
                         return  # it was suspended, and the rest has gone to another runner
                     if getrefcount(runner) != references:  # also if it is claimed already
@@ -635,14 +642,14 @@ class EventLoop(StepsEventLoop):
                         self._io_done = False
                         return
                 # Passes of few handles take less time than the clock.
-                if (todo > 8 or not passes_left & 3) and monotonic() > self._batch_ends:
+                if (handles > 8 or not passes_left & 3) and monotonic() > self._batch_ends:
                     return
         except (SystemExit, KeyboardInterrupt) as error:
             self._failure = error
         finally:
             # An exception keeps this frame, and with it the task that the handle is of, and the
             # runner, which would look claimed.
-            handle = runner = None  # type: ignore[assignment]
+            handle = runner = args = None  # type: ignore[assignment]
 
     def _run_in_debug_mode(self, runner: Runner) -> None:
         # The handle is in no local variable: an exception keeps the frames it went through, and
@@ -751,7 +758,12 @@ class EventLoop(StepsEventLoop):
             if handle._source_traceback:  # type: ignore[attr-defined]
                 del handle._source_traceback[-1]  # type: ignore[attr-defined]
         else:
-            handle = Handle(callback, args, self, context)
+            handle = Handle()  # type: ignore[call-arg]
+            handle._context = copy_context() if context is None else context
+            handle._loop = self
+            handle._callback = callback
+            handle._args = args
+            handle._cancelled = False
         self._ready.append(handle)
         if not self._awake:
             self._wake()

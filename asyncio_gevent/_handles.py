@@ -15,24 +15,24 @@ __all__ = ["Handle", "TimerHandle"]
 
 
 class Handle(asyncio.Handle):
-    """``asyncio.Handle``; not for debug mode."""
+    """``asyncio.Handle``; not for debug mode.
+
+    It is made empty, and filled in by whoever makes it: `_context`, `_loop`, `_callback`, `_args`
+    and `_cancelled`. A constructor in Python would take longer than all the rest of ``call_soon()``.
+    """
 
     __slots__ = ()
 
-    def __init__(
-        self,
-        callback: Callable[..., Any],
-        args: tuple[Any, ...],
-        loop: Any,
-        context: contextvars.Context | None = None,
-    ) -> None:
-        self._context = contextvars.copy_context() if context is None else context
-        self._loop = loop
-        self._callback = callback
-        self._args = args
-        self._cancelled = False
-        self._repr = None
-        self._source_traceback = None
+    __init__ = object.__init__
+
+    _repr = None
+    _source_traceback = None
+
+    def cancel(self) -> None:
+        """Cancel the callback."""
+        self._cancelled = True
+        self._callback = None  # type: ignore[assignment]
+        self._args = None  # type: ignore[assignment]
 
 
 class TimerHandle(asyncio.TimerHandle):
