@@ -476,6 +476,7 @@ class CarriedLoop(Turns):
         if outside is not None:
             set_running_loop(None)
         host.set_exception_handler(self._on_host_error)
+        host.turns = self
         try:
             host.run_forever()
         except BaseException:
@@ -486,6 +487,7 @@ class CarriedLoop(Turns):
         finally:
             self._is_once = self._is_brief = False
             host.set_exception_handler(None)
+            host.turns = None
             if self._destroyed and host not in left_to_parent:
                 host.close()
             if outside is not None:

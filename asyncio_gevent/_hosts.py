@@ -20,6 +20,8 @@ import os
 import signal
 from asyncio import events
 from collections.abc import Callable
+from math import inf
+from time import monotonic
 from typing import Any
 
 from gevent.hub import MAIN_THREAD_IDENT
@@ -31,6 +33,7 @@ from asyncio_gevent._originals import NativeSelector, get_ident, native_socketpa
 __all__ = [
     "HOST_VARIABLE",
     "LONGEST_WAIT",
+    "PrivateHost",
     "SignalWaker",
     "find_factory",
     "is_foreign",
@@ -60,13 +63,85 @@ _may_miss_loops = False
 # --- the private host ----------------------------------------------------------------------------
 
 
+class Alarm:
+    """The timer of a `PrivateHost`, which has only one.
+
+    Attributes:
+        when: a time of the monotonic clock.
+    """
+
+    __slots__ = ("when",)
+
+    def __init__(self) -> None:
+        self.when = inf
+
+    def cancel(self) -> None:
+        """Do not go off."""
+        self.when = inf
+
+
 class PrivateHost(asyncio.SelectorEventLoop):
-    """The standard event loop, made of parts that no monkey patching has replaced."""
+    """The standard event loop, made of parts that no monkey patching has replaced.
+
+    It serves the gevent loop that runs it, and nobody else. So it does less than the standard one
+    between two polls, and begins one turn for all that a poll has found. It has `watch` instead of
+    ``add_reader()`` and ``add_writer()``, and an alarm instead of ``call_later()``.
+
+    Attributes:
+        turns: the gevent loop that runs it, or None.
+        alarm: goes off when the next timer is due.
+    """
 
     def __init__(self) -> None:
         super().__init__(NativeSelector())
         # It would compare threads by identifiers that are greenlets' after patching.
         self.set_debug(False)
+        self.turns: Any = None
+        self.alarm = Alarm()
+
+    def watch(self, descriptor: Any, wanted: int) -> None:
+        """Poll a descriptor for these events from now on, or for none: 0."""
+        selector: Any = self._selector  # type: ignore[attr-defined]
+        fd = descriptor.fd
+        if selector is None or fd not in selector.get_map():
+            if wanted:
+                selector.register(fd, wanted, descriptor)
+        elif wanted:
+            selector.modify(fd, wanted, descriptor)
+        else:
+            selector.unregister(fd)
+
+    def _run_once(self) -> None:
+        # In the place of that of Lib/asyncio/base_events.py, and in its order: what was to be
+        # called soon before the poll, what the poll has found, what is to be called by the time it
+        # is. What it calls raises nothing. A handler of the interpreter, for a signal, may do so
+        # anywhere; it ends `run_forever()`, and the gevent loop looks at everything again.
+        turns = self.turns
+        soon = self._ready  # type: ignore[attr-defined]
+        alarm = self.alarm
+        timeout = 0.0
+        if not soon and not self._stopping:  # type: ignore[attr-defined]
+            timeout = alarm.when - monotonic()
+            if timeout < 0.0:
+                timeout = 0.0
+            elif timeout > LONGEST_WAIT:
+                timeout = LONGEST_WAIT
+        found = turns._ready
+        for descriptor, happened in _poll(self._selector, timeout):  # type: ignore[attr-defined]
+            if type(descriptor) is tuple:
+                self._read_from_self()  # type: ignore[attr-defined]
+            else:
+                found.append((descriptor, happened))
+        # Of what these ask for, nothing happens before the next poll.
+        is_due = alarm.when <= monotonic()
+        for _ in range(len(soon)):
+            handle = soon.popleft()
+            handle._callback(*handle._args)
+        if found:
+            turns._on_noted(self)
+        if is_due and alarm.when < inf:
+            alarm.when = inf
+            turns._on_timer(self)
 
     def _make_self_pipe(self) -> None:
         # Of Lib/asyncio/selector_events.py, with sockets that know nothing of gevent.
@@ -79,6 +154,27 @@ class PrivateHost(asyncio.SelectorEventLoop):
                 self.close()
             except ValueError:
                 pass  # of a cycle: the collector has closed its sockets first
+
+
+def _poll_by_select(selector: Any, timeout: float) -> list[tuple[Any, int]]:
+    return [(key.data, events) for key, events in selector.select(timeout)]
+
+
+def _poll_by_epoll(selector: Any, timeout: float) -> list[tuple[Any, int]]:
+    # What EpollSelector.select() of Lib/selectors.py does, without what epoll does as well.
+    keys = selector._fd_to_key
+    return [
+        (keys[fd][3], _EPOLL_EVENTS.get(events, 3))
+        for fd, events in selector._selector.poll(timeout, len(keys) or 1)
+        if fd in keys
+    ]
+
+
+#: Of what epoll says, in bits of ``selectors``, which are those of gevent. All else is an error or
+#: an end, for readers and writers.
+_EPOLL_EVENTS = {0x001: 1, 0x004: 2}  # EPOLLIN, EPOLLOUT
+
+_poll = _poll_by_epoll if NativeSelector.__name__ == "EpollSelector" else _poll_by_select
 
 
 def make_private_host(factory: Callable[[], Any]) -> Any:

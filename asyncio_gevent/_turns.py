@@ -39,7 +39,7 @@ from asyncio_gevent._gevent_watchers import (
     Timer,
     Watcher,
 )
-from asyncio_gevent._hosts import LONGEST_WAIT, is_in_c, may_miss_loops
+from asyncio_gevent._hosts import LONGEST_WAIT, PrivateHost, is_in_c, may_miss_loops
 from asyncio_gevent._originals import get_ident
 
 __all__ = ["CALLBACKS", "QUEUES", "READY", "TIMERS", "Turns", "left_to_parent"]
@@ -295,9 +295,11 @@ class Turns:
                 self._fire_timers(now)
         elif kind is READY:
             done = True
-            ready, self._ready = self._ready, []
+            ready = [*self._ready]
+            self._ready.clear()
             for each, happened in ready:
-                self._fire_descriptor(each, happened)
+                # Not one that the host polls no more: the callback of another has closed it.
+                self._fire_descriptor(each, happened & each.registered)
         elif kind is QUEUES:
             if self._fed and self._fire_fed():
                 done = True
@@ -519,6 +521,10 @@ class Turns:
             self._armed.cancel()
             self._armed = None
         self._armed_for = when
+        if isinstance(host, PrivateHost):
+            self._armed = host.alarm
+            self._armed.when = when
+            return
         delay = min(when - monotonic(), LONGEST_WAIT)
         if is_in_c(host):
             if delay <= 0.0:
@@ -583,6 +589,11 @@ class Turns:
             if registered:
                 self._unregister(host, descriptor)
                 registered = 0
+        if isinstance(host, PrivateHost):
+            if wanted != registered:
+                host.watch(descriptor, wanted)
+                descriptor.registered = wanted
+            return
         if registered & ~wanted & READ:
             host.remove_reader(fd)
         if registered & ~wanted & WRITE:
@@ -600,6 +611,9 @@ class Turns:
     def _unregister(host: Any, descriptor: Descriptor) -> None:
         # Both, whatever becomes of the first: somebody may have closed the descriptor.
         registered, descriptor.registered = descriptor.registered, 0
+        if isinstance(host, PrivateHost):
+            host.watch(descriptor, 0)
+            return
         for bit, remove in ((READ, host.remove_reader), (WRITE, host.remove_writer)):
             if registered & bit:
                 try:
