@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import heapq
+import itertools
 import signal
 import sys
 import weakref
@@ -46,6 +47,7 @@ from asyncio_gevent._runners import PARKED, Runner, check_tracer, find_left, fin
 from asyncio_gevent._steps import StepsEventLoop, getrefcount
 from asyncio_gevent._tasks import Task
 from asyncio_gevent._threads import alias, current_thread, give_way, make_hub, note_running, unalias
+from asyncio_gevent._timers import take_due
 from asyncio_gevent._watchers import (
     IOHandle,
     close,
@@ -143,6 +145,7 @@ class EventLoop(StepsEventLoop):
         self._async: Any = None
         self._timer: Any = None
         self._timer_when = 0.0
+        self._timer_numbers = itertools.count()
         self._poll_timer: Any = None
         self._polling = False
         self._failure: BaseException | None = None
@@ -532,7 +535,7 @@ class EventLoop(StepsEventLoop):
         if self._scheduled:
             self._drop_cancelled_timers()
             if self._scheduled:
-                when = self._scheduled[0]._when
+                when = self._scheduled[0][0]
                 if self._timer is None or when < self._timer_when:
                     self._start_timer(when)
         if has_deferred_closes():
@@ -570,7 +573,8 @@ class EventLoop(StepsEventLoop):
             # asyncio without its C part keeps it in a threading.local, which is the greenlet's
             # own after patching: what `_enter` has set is the hub's.
             events._set_running_loop(self)
-        if self._scheduled:
+        scheduled = self._scheduled
+        if scheduled:
             self._drop_cancelled_timers()
         self._io_done = False  # the hub has polled
         # Handles of these kinds are run by a short way, which debug mode has not.
@@ -579,7 +583,7 @@ class EventLoop(StepsEventLoop):
         left = 0
         try:
             for passes_left in _COUNTDOWN:
-                if self._scheduled:
+                if scheduled:
                     self._move_due_timers()
                 todo = handles = left or len(ready)
                 left = 0
@@ -634,7 +638,7 @@ class EventLoop(StepsEventLoop):
                     if self._stopping:
                         self._stopped = True
                         return
-                    if not ready and not (self._scheduled and self._has_due_timer()):
+                    if not ready and not (scheduled and self._has_due_timer()):
                         return
                     if self._io_done:
                         # Code that lets so many passes go by, and both ends of whose connection
@@ -702,18 +706,29 @@ class EventLoop(StepsEventLoop):
             super().default_exception_handler(context)
 
     def _has_due_timer(self) -> bool:
-        return bool(self._scheduled[0]._when < self.time() + self._clock_resolution)
+        return bool(self._scheduled[0][0] < self.time() + self._clock_resolution)
 
     def _move_due_timers(self) -> None:
         scheduled = self._scheduled
         end = self.time() + self._clock_resolution
-        while scheduled and scheduled[0]._when < end:
-            handle = heapq.heappop(scheduled)
-            handle._scheduled = False
-            if handle._cancelled:
-                self._timer_cancelled_count -= 1
-            else:
-                self._ready.append(handle)
+        if scheduled[0][0] >= end:
+            return
+        due: list[tuple[float, int, Any]] = []
+        append = self._ready.append
+        try:
+            take_due(scheduled, end, due)
+            for _, _, timer in due:
+                if timer._cancelled:
+                    self._timer_cancelled_count -= timer._scheduled
+                    timer._scheduled = False
+                elif timer._scheduled:
+                    # No signal is handled between these two.
+                    timer._scheduled = False
+                    append(timer)
+        except BaseException:  # of the handler of a signal
+            scheduled += due  # those that have been queued are not queued again
+            heapq.heapify(scheduled)
+            raise
 
     def _drop_cancelled_timers(self) -> None:
         # As in BaseEventLoop._run_once().
@@ -723,18 +738,18 @@ class EventLoop(StepsEventLoop):
             and self._timer_cancelled_count / len(scheduled) > _compat.MIN_CANCELLED_TIMERS_FRACTION
         ):
             kept = []
-            for handle in scheduled:
-                if handle._cancelled:
-                    handle._scheduled = False
+            for entry in scheduled:
+                if entry[2]._cancelled:
+                    entry[2]._scheduled = False
                 else:
-                    kept.append(handle)
+                    kept.append(entry)
             heapq.heapify(kept)
-            self._scheduled = kept
+            scheduled[:] = kept
             self._timer_cancelled_count = 0
             return
-        while scheduled and scheduled[0]._cancelled:
+        while scheduled and scheduled[0][2]._cancelled:
             self._timer_cancelled_count -= 1
-            heapq.heappop(scheduled)._scheduled = False
+            heapq.heappop(scheduled)[2]._scheduled = False
 
     # --- callbacks --------------------------------------------------------------------------
 
@@ -750,15 +765,16 @@ class EventLoop(StepsEventLoop):
         """
         if self._closed:
             self._check_closed()
-        handle: asyncio.Handle
+        handle: Any
         if self._debug:
             self._check_thread()
             self._check_callback(callback, "call_soon")
             handle = events.Handle(callback, args, self, context)
-            if handle._source_traceback:  # type: ignore[attr-defined]
-                del handle._source_traceback[-1]  # type: ignore[attr-defined]
+            if handle._source_traceback:
+                del handle._source_traceback[-1]
         else:
-            handle = Handle()  # type: ignore[call-arg]
+            # Not by a constructor: see `Handle`.
+            handle = Handle()
             handle._context = copy_context() if context is None else context
             handle._loop = self
             handle._callback = callback
@@ -767,7 +783,7 @@ class EventLoop(StepsEventLoop):
         self._ready.append(handle)
         if not self._awake:
             self._wake()
-        return handle
+        return handle  # type: ignore[no-any-return]
 
     def call_at(  # type: ignore[override]
         self,
@@ -782,22 +798,60 @@ class EventLoop(StepsEventLoop):
         """
         if when is None:
             raise TypeError("when cannot be None")
+        timer = self._schedule(when, callback, args, context, "call_at")
+        if timer._source_traceback:
+            del timer._source_traceback[-1]
+        return timer  # type: ignore[no-any-return]
+
+    def call_later(  # type: ignore[override]
+        self,
+        delay: float,
+        callback: Callable[..., Any],
+        *args: Any,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """Call ``callback(*args)`` after `delay` seconds; as `call_at`."""
+        if delay is None:
+            raise TypeError("delay must not be None")
+        timer = self._schedule(self.time() + delay, callback, args, context, "call_later")
+        if timer._source_traceback:
+            del timer._source_traceback[-1]
+        return timer  # type: ignore[no-any-return]
+
+    def _schedule(
+        self,
+        when: float,
+        callback: Callable[..., Any],
+        args: tuple[Any, ...],
+        context: contextvars.Context | None,
+        method: str,
+    ) -> Any:
+        # Entries of the heap are tuples, which C compares, and by number if the times are equal:
+        # the comparisons in Python of asyncio's own handles are most of what a timer costs.
         if self._closed:
             self._check_closed()
         timer: Any
         if self._debug:
             self._check_thread()
-            self._check_callback(callback, "call_at")
+            self._check_callback(callback, method)
             timer = asyncio.TimerHandle(when, callback, args, self, context)
             if timer._source_traceback:
                 del timer._source_traceback[-1]
         else:
-            timer = TimerHandle(when, callback, args, self, context)
-        heapq.heappush(self._scheduled, timer)
+            timer = TimerHandle()
+            timer._context = copy_context() if context is None else context
+            timer._loop = self
+            timer._callback = callback
+            timer._args = args
+            timer._cancelled = False
+            timer._when = when
         timer._scheduled = True
-        if not self._awake and self._scheduled[0] is timer:
+        scheduled = self._scheduled
+        entry = (when, next(self._timer_numbers), timer)
+        heapq.heappush(scheduled, entry)
+        if not self._awake and scheduled[0] is entry:
             self._wake()
-        return timer  # type: ignore[no-any-return]
+        return timer
 
     def _add_callback(self, handle: Any) -> None:
         if not handle._cancelled:

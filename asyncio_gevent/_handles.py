@@ -7,9 +7,10 @@ traceback of where a handle was made, the event loop takes those.
 from __future__ import annotations
 
 import asyncio
-import contextvars
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import contextvars
 
 __all__ = ["Handle", "TimerHandle"]
 
@@ -18,12 +19,21 @@ class Handle(asyncio.Handle):
     """``asyncio.Handle``; not for debug mode.
 
     It is made empty, and filled in by whoever makes it: `_context`, `_loop`, `_callback`, `_args`
-    and `_cancelled`. A constructor in Python would take longer than all the rest of ``call_soon()``.
+    and `_cancelled`. A constructor in Python would take longer than the rest of ``call_soon()``.
     """
 
     __slots__ = ()
 
-    __init__ = object.__init__
+    if TYPE_CHECKING:
+        _context: contextvars.Context
+        _loop: Any
+        _callback: Any
+        _args: Any
+
+        def __init__(self) -> None: ...
+
+    else:
+        __init__ = object.__init__
 
     _repr = None
     _source_traceback = None
@@ -31,49 +41,34 @@ class Handle(asyncio.Handle):
     def cancel(self) -> None:
         """Cancel the callback."""
         self._cancelled = True
-        self._callback = None  # type: ignore[assignment]
-        self._args = None  # type: ignore[assignment]
+        self._callback = self._args = None
 
 
 class TimerHandle(asyncio.TimerHandle):
-    """``asyncio.TimerHandle``; not for debug mode."""
+    """``asyncio.TimerHandle``; not for debug mode. `_when` and `_scheduled` are filled in as well.
+
+    It is not in the heap of timers itself: see `EventLoop._schedule`.
+    """
 
     __slots__ = ()
 
-    def __init__(
-        self,
-        when: float,
-        callback: Callable[..., Any],
-        args: tuple[Any, ...],
-        loop: Any,
-        context: contextvars.Context | None = None,
-    ) -> None:
-        # The same as in `Handle`: to call it would cost what this saves.
-        self._context = contextvars.copy_context() if context is None else context
-        self._loop = loop
-        self._callback = callback
-        self._args = args
-        self._cancelled = False
-        self._repr = None
-        self._source_traceback = None
-        self._when = when
-        self._scheduled = False
+    if TYPE_CHECKING:
+        _context: contextvars.Context
+        _loop: Any
+        _callback: Any
+        _args: Any
 
-    def __lt__(self, other: Any) -> bool:
-        # What the heap of timers asks for most often.
-        try:
-            return self._when < other._when  # type: ignore[no-any-return]
-        except AttributeError:
-            return NotImplemented
+        def __init__(self) -> None: ...
+
+    else:
+        __init__ = object.__init__
+
+    _repr = None
+    _source_traceback = None
 
     def cancel(self) -> None:
         """Cancel the callback."""
         if not self._cancelled:
-            loop: Any = self._loop
-            loop._timer_handle_cancelled(self)
-            if loop._debug:  # debug mode has begun since
-                super().cancel()
-                return
+            self._loop._timer_handle_cancelled(self)
             self._cancelled = True
-            self._callback = None  # type: ignore[assignment]
-            self._args = None  # type: ignore[assignment]
+            self._callback = self._args = None

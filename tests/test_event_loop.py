@@ -7,6 +7,7 @@ import logging
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -948,3 +949,35 @@ def test_a_wait_below_a_millisecond_does_not_spin() -> None:
         assert polls.count <= 30
 
     asyncio_gevent.run(main())
+
+
+def test_no_timer_is_lost_when_a_signal_handler_raises_while_they_are_moved(loop: Any) -> None:
+    seen: list[int] = []
+
+    class Ready(deque[Any]):
+        appended = 0
+
+        def append(self, handle: Any) -> None:
+            super().append(handle)
+            if isinstance(handle, asyncio.TimerHandle):
+                self.appended += 1
+                if self.appended == 3:
+                    raise ZeroDivisionError  # as from a handler, which is called after a call
+
+    due = loop.time() - 1
+    for number in range(10):
+        loop.call_at(due, seen.append, number)
+    loop._ready = Ready()
+    with pytest.raises(ZeroDivisionError):
+        loop.run_forever()
+    loop.run_until_complete(until(lambda: len(seen) >= 10))
+    assert sorted(seen) == [*range(10)]
+
+
+def test_timers_of_the_same_time_fire_in_the_order_in_which_they_were_made(loop: Any) -> None:
+    seen: list[int] = []
+    due = loop.time() + 0.001
+    for number in range(500):
+        loop.call_at(due, seen.append, number)
+    loop.run_until_complete(until(lambda: len(seen) == 500))
+    assert seen == [*range(500)]
