@@ -60,27 +60,31 @@ class Sleepers:
 
     Args:
         count: how many there will be.
-        patience: seconds until they wake; within these all have to sleep.
+        patience: seconds until they wake, from when the first one goes to sleep; within these all
+            have to sleep.
     """
 
     def __init__(self, count: int, patience: float) -> None:
         self.count = count
         self._number = itertools.count()  # its next() is atomic: sleepers may be native threads
-        self._started = time.perf_counter()
-        self._wakes = self._started + patience
-        self._all_asleep = 0.0
+        self._patience = patience
+        self._started = self._wakes = self._all_asleep = 0.0
         self.memory = 0  # of the process, when all sleep
 
     def delay(self) -> float:
         """Return how many seconds the next one has to sleep."""
-        if next(self._number) == self.count - 1:
+        number = next(self._number)
+        if number == 0:
+            self._started = time.perf_counter()
+            self._wakes = self._started + self._patience
+        if number == self.count - 1:
             self.memory = private_memory()
             self._all_asleep = time.perf_counter()
         return max(0.0, self._wakes - time.perf_counter())
 
     @property
     def seconds(self) -> float:
-        """How long it took until the last one slept, while others may have woken already."""
+        """From the first one to the last one, when others may have woken already."""
         return self._all_asleep - self._started
 
     def finish(self, clock: Clock) -> bool:
@@ -94,6 +98,10 @@ class Sleepers:
             return False
         clock.wall -= self._wakes - self._all_asleep
         return True
+
+
+#: Sleepers of which it is learnt how fast they are.
+FEW = 10
 
 
 def measure_sleepers(
@@ -118,10 +126,12 @@ def measure_sleepers(
                 return sleepers
             patience = 2.0 * sleepers.seconds
 
-    insist(10, 0.01, Clock())  # what is made once shall not count
+    # Not the first time: what is made once shall not count.
+    seconds = min([insist(FEW, 0.01, Clock()).seconds for _ in range(4)][1:]) / (FEW - 1)
     gc.collect()
     memory_before = private_memory()
-    patience = 0.005 + 100e-6 * size
+    # If it is too little, there will be another attempt. If it is too much, it is waited for.
+    patience = 0.005 + size * min(2.0 * seconds, 300e-6)
 
     def measure(count: int, clock: Clock) -> None:
         nonlocal patience

@@ -385,23 +385,25 @@ def test_sleepers_that_are_not_asleep_together_do_not_count(
 ) -> None:
     time = Time()
     monkeypatch.setattr(_clock, "time", time)
+    seconds = 100e-6
     patiences = []
 
     def sleep(sleepers: _clock.Sleepers, clock: _clock.Clock) -> None:
-        """Take a second for each to put to sleep, and another one to wake."""
-        patience = sleepers.delay()
-        if sleepers.count == 3:
-            patiences.append(patience)
+        """Take so long for each further one to put to sleep, and a second to wake all."""
+        patiences.append(sleepers.delay())
         with clock:
             for _ in range(sleepers.count - 1):
-                time.now += 1.0
-                patience = sleepers.delay()
-            time.now += patience + 1.0
+                time.now += seconds
+                left = sleepers.delay()
+            time.now += left + 1.0
 
+    measure = _clock.measure_sleepers(5, sleep)
+    del patiences[:]
     clock = _clock.Clock()
-    _clock.measure_sleepers(3, sleep)(6, clock)
-    # At first there was too little time. Then twice as much as was needed, both times.
-    assert patiences[0] < 2.0
-    assert patiences[1:] == pytest.approx([4.0, 4.0], abs=0.01)
-    assert clock.wall == pytest.approx(2 * (2.0 + 1.0))
+    seconds = 3.0
+    measure(10, clock)
+    # At first as much time as five need of those that were tried before, twice: too little. Then
+    # twice as much as was needed, both times.
+    assert patiences == pytest.approx([0.006, 24.0, 24.005])
+    assert clock.wall == pytest.approx(2 * (4 * 3.0 + 1.0))
     assert clock.memory is not None
