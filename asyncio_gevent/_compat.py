@@ -105,23 +105,20 @@ running_loop_in_python: Any = events._py__get_running_loop  # type: ignore[attr-
 # there unless the loop is the running one: set the loop, then enter; leave, then clear the loop.
 
 
-def current_task(loop: Any) -> Any:
-    """Return the task whose step runs, or None."""
-    return tasks.current_task(loop)
+# Not by functions of our own: they are called at every edge of a suspended step.
+
+#: Returns the task of an event loop whose step runs, or None.
+current_task: Callable[[Any], Any] = tasks.current_task
+
+#: Makes a task of an event loop the current one; there must be none.
+enter_task: Callable[[Any, Any], None] = tasks._enter_task
+
+#: Lets there be no current task of an event loop; it must be this one.
+leave_task: Callable[[Any, Any], None] = tasks._leave_task
 
 
 #: The tasks of an event loop that are not done.
 all_tasks: Callable[[Any], Any] = asyncio.all_tasks
-
-
-def enter_task(loop: Any, task: Any) -> None:
-    """Make this task the current one; there must be none."""
-    tasks._enter_task(loop, task)
-
-
-def leave_task(loop: Any, task: Any) -> None:
-    """Let there be no current task; it must be this one."""
-    tasks._leave_task(loop, task)
 
 
 #: asyncio's modules, for the names in them that its tests and some libraries replace: its logger,

@@ -120,6 +120,7 @@ class EventLoop(StepsEventLoop):
         _batch: the runner that runs a batch, or None.
         _references: how many references there are to a runner in a batch, if it is not claimed
             and not the primary one.
+        _timers: the heap of timers: (when, number, handle).
         _guests: replies that greenlets wait for (`_waiting.Reply`). They fail when it is closed.
     """
 
@@ -145,6 +146,9 @@ class EventLoop(StepsEventLoop):
         self._async: Any = None
         self._timer: Any = None
         self._timer_when = 0.0
+        # Entries are tuples, which C compares, and by number if the times are equal: comparisons of
+        # handles, in Python, are most of what a timer of asyncio costs.
+        self._timers: list[tuple[float, int, Any]] = []
         self._timer_numbers = itertools.count()
         self._poll_timer: Any = None
         self._polling = False
@@ -532,10 +536,10 @@ class EventLoop(StepsEventLoop):
         if self._ready or self._stopping:
             self._wake()
             return
-        if self._scheduled:
+        if self._timers:
             self._drop_cancelled_timers()
-            if self._scheduled:
-                when = self._scheduled[0][0]
+            if self._timers:
+                when = self._timers[0][0]
                 if self._timer is None or when < self._timer_when:
                     self._start_timer(when)
         if has_deferred_closes():
@@ -573,8 +577,8 @@ class EventLoop(StepsEventLoop):
             # asyncio without its C part keeps it in a threading.local, which is the greenlet's
             # own after patching: what `_enter` has set is the hub's.
             events._set_running_loop(self)
-        scheduled = self._scheduled
-        if scheduled:
+        timers = self._timers
+        if timers:
             self._drop_cancelled_timers()
         self._io_done = False  # the hub has polled
         # Handles of these kinds are run by a short way, which debug mode has not.
@@ -583,7 +587,7 @@ class EventLoop(StepsEventLoop):
         left = 0
         try:
             for passes_left in _COUNTDOWN:
-                if scheduled:
+                if timers:
                     self._move_due_timers()
                 todo = handles = left or len(ready)
                 left = 0
@@ -638,7 +642,7 @@ class EventLoop(StepsEventLoop):
                     if self._stopping:
                         self._stopped = True
                         return
-                    if not ready and not (scheduled and self._has_due_timer()):
+                    if not ready and not (timers and self._has_due_timer()):
                         return
                     if self._io_done:
                         # Code that lets so many passes go by, and both ends of whose connection
@@ -705,18 +709,27 @@ class EventLoop(StepsEventLoop):
         if not is_killed(context.get("exception")):
             super().default_exception_handler(context)
 
+    @property
+    def _scheduled(self) -> list[Any]:
+        # For whoever looks at it, as in asyncio.
+        return [timer for _, _, timer in self._timers]
+
+    @_scheduled.setter
+    def _scheduled(self, timers: list[Any]) -> None:
+        pass  # BaseEventLoop.__init__()
+
     def _has_due_timer(self) -> bool:
-        return bool(self._scheduled[0][0] < self.time() + self._clock_resolution)
+        return bool(self._timers[0][0] < self.time() + self._clock_resolution)
 
     def _move_due_timers(self) -> None:
-        scheduled = self._scheduled
+        timers = self._timers
         end = self.time() + self._clock_resolution
-        if scheduled[0][0] >= end:
+        if timers[0][0] >= end:
             return
         due: list[tuple[float, int, Any]] = []
         append = self._ready.append
         try:
-            take_due(scheduled, end, due)
+            take_due(timers, end, due)
             for _, _, timer in due:
                 if timer._cancelled:
                     self._timer_cancelled_count -= timer._scheduled
@@ -726,30 +739,30 @@ class EventLoop(StepsEventLoop):
                     timer._scheduled = False
                     append(timer)
         except BaseException:  # of the handler of a signal
-            scheduled += due  # those that have been queued are not queued again
-            heapq.heapify(scheduled)
+            timers += due  # those that have been queued are not queued again
+            heapq.heapify(timers)
             raise
 
     def _drop_cancelled_timers(self) -> None:
         # As in BaseEventLoop._run_once().
-        scheduled = self._scheduled
+        timers = self._timers
         if (
-            len(scheduled) > _compat.MIN_SCHEDULED_TIMERS
-            and self._timer_cancelled_count / len(scheduled) > _compat.MIN_CANCELLED_TIMERS_FRACTION
+            len(timers) > _compat.MIN_SCHEDULED_TIMERS
+            and self._timer_cancelled_count / len(timers) > _compat.MIN_CANCELLED_TIMERS_FRACTION
         ):
             kept = []
-            for entry in scheduled:
+            for entry in timers:
                 if entry[2]._cancelled:
                     entry[2]._scheduled = False
                 else:
                     kept.append(entry)
             heapq.heapify(kept)
-            scheduled[:] = kept
+            timers[:] = kept
             self._timer_cancelled_count = 0
             return
-        while scheduled and scheduled[0][2]._cancelled:
+        while timers and timers[0][2]._cancelled:
             self._timer_cancelled_count -= 1
-            heapq.heappop(scheduled)[2]._scheduled = False
+            heapq.heappop(timers)[2]._scheduled = False
 
     # --- callbacks --------------------------------------------------------------------------
 
@@ -826,8 +839,6 @@ class EventLoop(StepsEventLoop):
         context: contextvars.Context | None,
         method: str,
     ) -> Any:
-        # Entries of the heap are tuples, which C compares, and by number if the times are equal:
-        # the comparisons in Python of asyncio's own handles are most of what a timer costs.
         if self._closed:
             self._check_closed()
         timer: Any
@@ -846,10 +857,10 @@ class EventLoop(StepsEventLoop):
             timer._cancelled = False
             timer._when = when
         timer._scheduled = True
-        scheduled = self._scheduled
+        timers = self._timers
         entry = (when, next(self._timer_numbers), timer)
-        heapq.heappush(scheduled, entry)
-        if not self._awake and scheduled[0] is entry:
+        heapq.heappush(timers, entry)
+        if not self._awake and timers[0] is entry:
             self._wake()
         return timer
 
@@ -956,6 +967,7 @@ class EventLoop(StepsEventLoop):
                 self._kill_suspended()
         finally:
             super().close()
+            self._timers.clear()
             self._retire_runners()
             for guest in [*self._guests]:
                 guest.fail_closed()

@@ -47,7 +47,7 @@ class Handle(asyncio.Handle):
 class TimerHandle(asyncio.TimerHandle):
     """``asyncio.TimerHandle``; not for debug mode. `_when` and `_scheduled` are filled in as well.
 
-    It is not in the heap of timers itself: see `EventLoop._schedule`.
+    The heap of timers is not of these, but of tuples: see `EventLoop._timers`.
     """
 
     __slots__ = ()

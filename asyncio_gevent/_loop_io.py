@@ -69,7 +69,6 @@ class IOEventLoop(asyncio.SelectorEventLoop):
 
     if TYPE_CHECKING:
         _ready: deque[Any]
-        _scheduled: list[Any]  # of (when, number, handle), a heap
         _stopping: bool
         _closed: bool
         _debug: bool

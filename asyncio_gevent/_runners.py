@@ -89,6 +89,7 @@ class Runner(greenlet):  # type: ignore[misc]
         claims: id to weak reference of each task that has claimed it; written by the event loop.
         eager: weak references to eager tasks whose first step, in that of another task, has left
             something with this runner, and how much; written by the event loop.
+        is_plain: what is suspended in it can be resumed the short way; written by the event loop.
         deferred: handles that wait until it is parked; written by the event loop.
         closing: `GreenletExit` was thrown into its step, since the event loop is being closed.
         discarded: it ends when it is put away; written by the event loop.
@@ -105,6 +106,7 @@ class Runner(greenlet):  # type: ignore[misc]
         "eager",
         "entered",
         "handle",
+        "is_plain",
         "loop",
         "resumed",
         "state",
@@ -122,6 +124,7 @@ class Runner(greenlet):  # type: ignore[misc]
         self.eager: list[Any] = []
         self.deferred: list[Any] = []
         self.closing = False
+        self.is_plain = False
         self.discarded = False
         self.suspended_at: float | None = None
         self.suspended_seconds = 0.0
@@ -151,6 +154,23 @@ class Runner(greenlet):  # type: ignore[misc]
 
     def switch(self, *args: Any, **kwargs: Any) -> Any:
         """Resume the suspended step; this is what gevent calls, in the hub."""
+        if self.state is SUSPENDED and getcurrent() is self.parent:
+            loop: Any = self.loop
+            if self.is_plain and not loop._frozen:
+                # What `_resume` does, with less for a step that is suspended again and again.
+                self.state = LIVE
+                self.resumed = True
+                outer = loop._enter_again(self)
+                resumed = loop._resumed
+                resumed.append(self)
+                try:
+                    return _switch(self, *args, **kwargs)
+                finally:
+                    resumed.pop()
+                    if self.state is not SUSPENDED or not loop._leave_again(self, outer):
+                        loop._forget_notes(self)
+                        loop._leave(self, outer)
+                        loop._settle(self)
         if self._is_left():
             return self._resume(_switch, args, kwargs)
         if self.state is PARKED:
@@ -195,18 +215,18 @@ class Runner(greenlet):  # type: ignore[misc]
                 lambda: self.switch(*args, **kwargs) if how is _switch else self.throw(*args)
             )
             return None
-        strays = _strays()
         if self.state is LIVE:
+            strays = _strays()
             strays.waiting.pop(self, None)
             self.parent.loop.run_callback(strays.remove_if_idle)
         self.state = LIVE
         self.resumed = True
         outer = loop._enter(self)
-        strays.resumed.append(self)
+        loop._resumed.append(self)
         try:
             return how(self, *args, **kwargs)
         finally:
-            strays.resumed.pop()
+            loop._resumed.pop()
             loop._leave(self, outer)
             loop._settle(self)
 
@@ -269,13 +289,11 @@ class _Strays:
     Attributes:
         waiting: the runners of which some other greenlet blocks, and that greenlet if known.
         live: the runner whose state the thread has since the tracer entered it, or None.
-        resumed: the runners that the hub has resumed and that have not come back to it.
     """
 
     def __init__(self) -> None:
         self.waiting: dict[Runner, Any] = {}
         self.live: Runner | None = None
-        self.resumed: list[Runner] = []
         self._outer: Any = None
         self._previous: Any = None
         self._installed = False
@@ -379,7 +397,7 @@ def find_left(loop: Any) -> Runner | None:
     several, the last one that did.
     """
     strays = _strays()
-    runners: list[Runner | None] = [*reversed(strays.resumed), loop._batch]
+    runners: list[Runner | None] = [*reversed(loop._resumed), loop._batch]
     for runner in runners:
         if runner is not None and runner.loop is loop and runner.state is LIVE:
             return runner

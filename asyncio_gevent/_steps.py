@@ -23,7 +23,13 @@ from gevent.hub import get_hub
 from greenlet import getcurrent
 
 from asyncio_gevent import _compat
-from asyncio_gevent._compat import get_hub_if_exists
+from asyncio_gevent._compat import (
+    current_task,
+    enter_task,
+    get_hub_if_exists,
+    has_deferred_closes,
+    leave_task,
+)
 from asyncio_gevent._loop_io import IOEventLoop
 from asyncio_gevent._runners import LIVE, PARKED, Runner, note_stray
 from asyncio_gevent._tasks import Task, holds, shadow_cancel, unshadow_cancel
@@ -49,20 +55,25 @@ class StepsEventLoop(IOEventLoop):
     Attributes:
         _primary: the runner that is preferred, so that what goes by the greenlet stays the same.
         _parked: the other ones that have nothing to do.
-        _suspended: the runners with a suspended step.
+        _suspended: the runners with a suspended step, or one that runs and has been suspended.
         _suspended_tasks: the tasks whose step is suspended, with the runner it is suspended in.
         _special: what a batch must look at before it runs a handle: ids of the handles and the
             contexts that suspended steps have entered, and of the tasks that have claimed a runner.
         _claimed: the runners that tasks have claimed; see `_claim`.
         _suspects: parked runners, out of the pool until it is known whether they are claimed.
         _next: the claimed runner that the next batch is for.
+        _resumed: the runners that the hub has resumed and that have not come back to it.
         _cancels: tasks into whose suspended step `CancelledError` is about to be thrown.
     """
 
     if TYPE_CHECKING:
+        _awake: bool
+        _failure: BaseException | None
         _hub: Any
         _thread: Any
         _frozen: bool
+
+        def _poll_for_deferred_closes(self) -> None: ...
 
     def __init__(self, suspend: bool) -> None:
         self._suspend = suspend
@@ -75,6 +86,7 @@ class StepsEventLoop(IOEventLoop):
         self._suspects: list[Runner] = []
         self._next: Runner | None = None
         self._cancels: set[Any] = set()
+        self._resumed: list[Runner] = []
         self._outer_depth = 0
         super().__init__()
         # Bound once: they are set at every edge.
@@ -98,6 +110,47 @@ class StepsEventLoop(IOEventLoop):
             self._forget_suspended(runner)
         return outer
 
+    def _enter_again(self, runner: Runner) -> Any:
+        # The short way: the step stays noted as suspended, since that is what it often is next. By
+        # its task, which is the current one meanwhile, `_throw_cancel` knows better.
+        outer = events._get_running_loop(), _get_asyncgen_hooks()
+        events._set_running_loop(self)
+        _set_asyncgen_hooks(*self._hooks)
+        task = runner.task
+        if task is not None:
+            enter_task(self, task)
+        return outer
+
+    def _leave_again(self, runner: Runner, outer: Any) -> bool:
+        """Leave a step that is suspended with nothing changed, all that is noted of it is true.
+
+        Returns:
+            False if that is not so, and nothing was done.
+        """
+        task = runner.task
+        if (
+            id(runner.gr_context) != runner.entered[2]
+            or self._failure is not None
+            or self._frozen
+            or self._debug
+        ):
+            return False
+        if task is None:
+            if current_task(self) is not None:
+                return False
+        elif task._must_cancel:
+            return False
+        else:
+            try:
+                leave_task(self, task)
+            except RuntimeError:  # another one is the current task
+                return False
+        _set_asyncgen_hooks(*outer[1])
+        events._set_running_loop(outer[0])
+        if not self._awake and has_deferred_closes():
+            self._poll_for_deferred_closes()
+        return True
+
     def _leave(self, runner: Runner, outer: Any) -> None:
         try:
             if runner.state is not PARKED:
@@ -119,12 +172,14 @@ class StepsEventLoop(IOEventLoop):
         if runner.dead:
             return  # of KeyboardInterrupt in code of ours
         self._suspended.add(runner)
-        task = _compat.current_task(self)
+        runner.is_plain = not self._debug
+        task = current_task(self)
         if task is not None:
-            _compat.leave_task(self, task)
+            leave_task(self, task)
             runner.task = task
             self._suspended_tasks[task] = runner
             if type(task) is not Task:
+                runner.is_plain = False
                 shadow_cancel(task)
             elif task._must_cancel and _compat.UNCANCEL_FORGETS:
                 # It was cancelled while it ran: this is the place where it hears of that.
@@ -152,6 +207,12 @@ class StepsEventLoop(IOEventLoop):
                 )
 
     def _forget_suspended(self, runner: Runner) -> None:
+        task = runner.task
+        self._forget_notes(runner)
+        if task is not None:
+            enter_task(self, task)
+
+    def _forget_notes(self, runner: Runner) -> None:
         self._suspended.discard(runner)
         if runner.suspended_at is not None:
             runner.suspended_seconds += self.time() - runner.suspended_at
@@ -164,7 +225,6 @@ class StepsEventLoop(IOEventLoop):
             del self._suspended_tasks[task]
             if type(task) is not Task:
                 unshadow_cancel(task)
-            _compat.enter_task(self, task)
 
     # --- runners ----------------------------------------------------------------------------
 
@@ -312,7 +372,7 @@ class StepsEventLoop(IOEventLoop):
     def _throw_cancel(self, task: Any, msg: Any) -> bool:
         """Cancel the suspended step of a task; False if it has none."""
         runner = self._suspended_tasks.get(task)
-        if runner is None or task.done():
+        if runner is None or task.done() or current_task(self) is task:
             return False
         # Once, however often it is asked for before the step has heard of it.
         if task not in self._cancels:
