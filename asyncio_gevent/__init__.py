@@ -17,6 +17,7 @@ Layer map; imports go downward only.
                 _event_loop.py (asyncio on the hub: running, waking, batches, timers)
                 _steps.py (the edge; suspended steps and their runners)
                 _loop_io.py (its side to the world: descriptors, signals, threads, names)
+                _sockets.py (its sock_* methods)
     machinery   _blocking.py (what must not block)
                 _threads.py (threads and forks)  _runners.py (every greenlet switch)
                 _handles.py  _tasks.py (cancel)  _executor.py (native threads)

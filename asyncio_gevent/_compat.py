@@ -51,6 +51,7 @@ __all__ = [
     "cancel_all_tasks",
     "check_as_before",
     "check_native_thread",
+    "check_ssl_socket",
     "chosen_child_watcher",
     "convert_future_exception",
     "current_task",
@@ -125,6 +126,9 @@ all_tasks: Callable[[Any], Any] = asyncio.all_tasks
 #: and its references to the modules ``socket`` and ``signal``.
 base_events: Any = asyncio.base_events
 unix_events: Any = _unix_events
+
+#: Raises ``TypeError`` for a TLS socket.
+check_ssl_socket: Callable[[Any], None] = asyncio.base_events._check_ssl_socket  # type: ignore[attr-defined]
 
 #: What asyncio.run() cancels in the end; for 3.10, which has no asyncio.Runner.
 cancel_all_tasks: Callable[[Any], None] = asyncio.runners._cancel_all_tasks  # type: ignore[attr-defined]

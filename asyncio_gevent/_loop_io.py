@@ -3,7 +3,7 @@
 Rule 1: this file does not run anything. What becomes ready goes to the ready queue of the event
         loop, which is in `_event_loop.py`.
 Rule 2: where asyncio's own methods do the job on top of `add_reader` and `add_writer`, they are
-        left alone: the ``sock_*`` methods, servers, connections, ``sendfile``, pipes.
+        left alone: servers, connections, ``sendfile``, pipes.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from asyncio_gevent import _compat
 from asyncio_gevent._children import ChildWatcher, SubprocessTransport
 from asyncio_gevent._executor import HubExecutor, wrap_foreign_future
 from asyncio_gevent._originals import original_epoll, original_resolvers
+from asyncio_gevent._sockets import SocketMethods
 from asyncio_gevent._transports import (
     DatagramTransport,
     ReadPipeTransport,
@@ -51,7 +52,7 @@ __all__ = ["IOEventLoop"]
 _DEFAULT_HANDLERS: dict[int, Any] = {signal.SIGINT: signal.default_int_handler}
 
 
-class IOEventLoop(asyncio.SelectorEventLoop):
+class IOEventLoop(SocketMethods, asyncio.SelectorEventLoop):
     """What `EventLoop` does with descriptors, sockets, children, signals, threads and names.
 
     Attributes:
@@ -222,6 +223,7 @@ class IOEventLoop(asyncio.SelectorEventLoop):
         return handle
 
     def _io_handles(self) -> list[IOHandle]:
+        self._end_idle_waits()
         return [*self._readers.values(), *self._writers.values()]
 
     def _hold_io(self, handle: IOHandle) -> None:
@@ -245,6 +247,7 @@ class IOEventLoop(asyncio.SelectorEventLoop):
         other = (self._writers if handles is self._readers else self._readers).get(fd)
         if other is not None:
             other.stop_if_closed()
+            self._fresh.append(other)
         return True
 
     # --- transports -------------------------------------------------------------------------

@@ -32,6 +32,7 @@ __all__ = [
     "native_socketpair",
     "original_epoll",
     "original_resolvers",
+    "original_socket",
     "os_close",
     "os_waitpid",
 ]
@@ -79,6 +80,9 @@ try:
     original_epoll: Any = get_original("select", "epoll")
 except AttributeError:
     original_epoll = None
+
+#: The class ``socket.socket``, before gevent's takes its place.
+original_socket = cast("type[Any]", get_original("socket", "socket"))
 
 _popen = get_original("subprocess", "Popen")
 #: Nobody has replaced it before this package was imported.

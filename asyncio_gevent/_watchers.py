@@ -111,6 +111,19 @@ class IOHandle(Handle):
         if self.watcher is not None and file_of(self.fd) is None:
             self.close_watcher()
 
+    def before_poll(self) -> None:
+        """The same before the hub polls, if watchers of the descriptor have changed since it did.
+
+        In both directions, since libev tells the kernel of both.
+        """
+        fd = self.fd
+        loop = self._loop
+        reader, writer = loop._readers.get(fd), loop._writers.get(fd)
+        if (self.watcher or reader or writer) and file_of(fd) is None:
+            for handle in (self, reader, writer):
+                if handle is not None:
+                    handle.close_watcher()
+
     def close_watcher(self) -> None:
         """Stop watching."""
         watcher = self.watcher
@@ -280,7 +293,7 @@ class _CheckedList(list[IOHandle]):
 
 def _stop_closed(handles: list[IOHandle]) -> None:
     for handle in handles:
-        handle.stop_if_closed()
+        handle.before_poll()
 
 
 unpolled = _Unpolled()
