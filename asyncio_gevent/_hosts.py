@@ -127,13 +127,10 @@ class PrivateHost(asyncio.SelectorEventLoop):
             elif timeout > LONGEST_WAIT:
                 timeout = LONGEST_WAIT
         found = turns._ready
-        for descriptor, happened in _poll(self._selector, timeout):  # type: ignore[attr-defined]
-            if type(descriptor) is tuple:
-                self._read_from_self()  # type: ignore[attr-defined]
-            else:
-                found.append((descriptor, happened))
+        if _poll(self._selector, timeout, found):  # type: ignore[attr-defined]
+            self._read_from_self()  # type: ignore[attr-defined]
         # Of what these ask for, nothing happens before the next poll.
-        is_due = alarm.when <= monotonic()
+        is_due = alarm.when < inf and alarm.when <= monotonic()
         for _ in range(len(soon)):
             handle = soon.popleft()
             handle._callback(*handle._args)
@@ -156,18 +153,32 @@ class PrivateHost(asyncio.SelectorEventLoop):
                 pass  # of a cycle: the collector has closed its sockets first
 
 
-def _poll_by_select(selector: Any, timeout: float) -> list[tuple[Any, int]]:
-    return [(key.data, events) for key, events in selector.select(timeout)]
+# Both add to a list what was found, and return whether another thread wakes the host: what its
+# self-pipe was registered with is a tuple.
 
 
-def _poll_by_epoll(selector: Any, timeout: float) -> list[tuple[Any, int]]:
+def _poll_by_select(selector: Any, timeout: float, found: list[tuple[Any, int]]) -> bool:
+    is_woken = False
+    for key, happened in selector.select(timeout):
+        if type(key.data) is tuple:
+            is_woken = True
+        else:
+            found.append((key.data, happened))
+    return is_woken
+
+
+def _poll_by_epoll(selector: Any, timeout: float, found: list[tuple[Any, int]]) -> bool:
     # What EpollSelector.select() of Lib/selectors.py does, without what epoll does as well.
+    is_woken = False
     keys = selector._fd_to_key
-    return [
-        (keys[fd][3], _EPOLL_EVENTS.get(events, 3))
-        for fd, events in selector._selector.poll(timeout, len(keys) or 1)
-        if fd in keys
-    ]
+    for fd, happened in selector._selector.poll(timeout, len(keys) or 1):
+        if fd in keys:
+            descriptor = keys[fd][3]  # the name, `data`, takes three times as long
+            if type(descriptor) is tuple:
+                is_woken = True
+            else:
+                found.append((descriptor, _EPOLL_EVENTS.get(happened, 3)))
+    return is_woken
 
 
 #: Of what epoll says, in bits of ``selectors``, which are those of gevent. All else is an error or

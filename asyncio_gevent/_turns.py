@@ -277,7 +277,6 @@ class Turns:
         # timers. It is the order of libev, and gevent's wait(timeout=0) relies on it.
         self._awake = True
         done = is_descriptor = type(kind) is Descriptor
-        now = monotonic()
         if self._checks:
             for check in [*self._checks]:
                 check.hops += kind is QUEUES
@@ -285,14 +284,6 @@ class Turns:
                     self._fire(check, 0)
         if done:
             self._fire_descriptor(kind, revents)
-        if kind is TIMERS:
-            # What was queued before goes first: a timer that was started after it may be due.
-            if self._callbacks:
-                self._run_callbacks()
-            timers = self._timers
-            if timers and timers[0][0] <= now and (not self._fed or self._fire_fed()):
-                done = True
-                self._fire_timers(now)
         elif kind is READY:
             done = True
             ready = [*self._ready]
@@ -300,6 +291,15 @@ class Turns:
             for each, happened in ready:
                 # Not one that the host polls no more: the callback of another has closed it.
                 self._fire_descriptor(each, happened & each.registered)
+        elif kind is TIMERS:
+            now = monotonic()
+            # What was queued before goes first: a timer that was started after it may be due.
+            if self._callbacks:
+                self._run_callbacks()
+            timers = self._timers
+            if timers and timers[0][0] <= now and (not self._fed or self._fire_fed()):
+                done = True
+                self._fire_timers(now)
         elif kind is QUEUES:
             if self._fed and self._fire_fed():
                 done = True
@@ -394,17 +394,19 @@ class Turns:
         self._timers_to_purge = max(STOPPED_TIMERS, len(timers))
 
     def _fire_descriptor(self, descriptor: Descriptor, revents: int) -> None:
-        watchers = descriptor.watchers
-        if len(watchers) == 1:
-            (watcher,) = watchers
-            happened = watcher._events & revents
-            if happened:
-                self._fire(watcher, happened)
-            return
-        for watcher in [*watchers]:
+        for watcher in [*descriptor.watchers]:
             happened = watcher._events & revents
             if happened and watcher.active:
-                self._fire(watcher, happened)
+                args = watcher._args
+                if not args or args[0] is EVENTS:
+                    self._fire(watcher, happened)
+                    continue
+                # The same, without a call: this is how each wait of a socket ends.
+                try:
+                    watcher._callback(*args)
+                except BaseException:
+                    self._report(watcher)
+                    watcher.stop()
 
     def _fire_idles(self, done: bool) -> None:
         # When there was nothing else to do between two turns: what a host has found by polling
@@ -491,7 +493,7 @@ class Turns:
         if host is self._private and (
             self._is_broken
             or (self._is_once and self._has_done)
-            or not (self._is_needed() or self._blocked)
+            or not (self._references > 0 or self._is_needed() or self._blocked)
         ):
             host.stop()
             return
