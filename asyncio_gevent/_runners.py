@@ -167,10 +167,14 @@ class Runner(greenlet):  # type: ignore[misc]
                     return _switch(self, *args, **kwargs)
                 finally:
                     resumed.pop()
-                    if self.state is not SUSPENDED or not loop._leave_again(self, outer):
-                        loop._forget_notes(self)
-                        loop._leave(self, outer)
-                        loop._settle(self)
+                    try:
+                        if self.state is not SUSPENDED or not loop._leave_again(self, outer):
+                            loop._forget_notes(self)
+                            loop._leave(self, outer)
+                            loop._settle(self)
+                    except BaseException:  # of a signal handler
+                        loop._restore(outer)
+                        raise
         if self._is_left():
             return self._resume(_switch, args, kwargs)
         if self.state is PARKED:
