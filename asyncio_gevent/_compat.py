@@ -35,7 +35,10 @@ __all__ = [
     "MAXIMUM_TIMEOUT",
     "MIN_CANCELLED_TIMERS_FRACTION",
     "MIN_SCHEDULED_TIMERS",
+    "SSL_AGAIN",
+    "SSL_READABLE",
     "SSL_SHUTDOWN",
+    "SSL_WRAPPED",
     "UNCANCEL_FORGETS",
     "DefaultEventLoopPolicy",
     "SSLProtocol",
@@ -154,8 +157,14 @@ UnixReadPipeTransport: Any = _unix_events._UnixReadPipeTransport  # type: ignore
 UnixWritePipeTransport: Any = _unix_events._UnixWritePipeTransport  # type: ignore[attr-defined]
 UnixSubprocessTransport: Any = _unix_events._UnixSubprocessTransport  # type: ignore[attr-defined]
 SSLProtocol: Any = sslproto.SSLProtocol
-#: Its state after it has flushed what it had read; 3.11 and later.
-SSL_SHUTDOWN: Any = getattr(getattr(sslproto, "SSLProtocolState", None), "SHUTDOWN", None)
+_ssl_states: Any = getattr(sslproto, "SSLProtocolState", None)
+#: Its states: of an open connection, those in which it reads, and that after it has flushed what it
+#: had read; 3.11 and later.
+SSL_WRAPPED: Any = getattr(_ssl_states, "WRAPPED", None)
+SSL_READABLE: tuple[Any, ...] = (SSL_WRAPPED, getattr(_ssl_states, "FLUSHING", None))
+SSL_SHUTDOWN: Any = getattr(_ssl_states, "SHUTDOWN", None)
+#: What TLS objects raise when they need more data, or room.
+SSL_AGAIN: Any = getattr(sslproto, "SSLAgainErrors", ())
 
 #: asyncio's exception for one of concurrent.futures.
 convert_future_exception: Callable[[BaseException], BaseException] = futures._convert_future_exc  # type: ignore[attr-defined]

@@ -45,6 +45,9 @@ __all__ = [
 #: Bytes that a transport reads at a time, at most.
 READ_SIZE = 64 * 1024
 
+#: Bytes of data that a TLS record has, at most. No read gives more than one record.
+MAX_RECORD = 16 * 1024
+
 
 def _socket_methods(sock: Any) -> Any:
     # gevent's socket wraps the C one in Python, to wait where that would block. A transport's
@@ -323,7 +326,9 @@ class SocketTransport(_SocketEnd, _compat.SelectorSocketTransport):  # type: ign
 
     def _choose_way(self) -> None:
         protocol = self._protocol
-        is_plain = self._introduced and not isinstance(protocol, asyncio.BufferedProtocol)
+        is_plain = self._introduced and (
+            isinstance(protocol, SSLProtocol) or not isinstance(protocol, asyncio.BufferedProtocol)
+        )
         self._data_received = protocol.data_received if is_plain else None
 
     def _begin(self) -> None:
@@ -562,6 +567,9 @@ else:
     class SSLProtocol(_compat.SSLProtocol):  # type: ignore[misc]
         """TLS between a transport and a protocol, which rule 1 is for as well.
 
+        With a short way for what it does most: reading for a protocol that is not buffered, and a
+        write that is taken as a whole.
+
         Attributes:
             _busy: the greenlet in which the protocol is being told of something, perhaps
                 suspended, or None.
@@ -569,9 +577,18 @@ else:
             _lost: with what the connection was lost meanwhile, or None.
         """
 
+        max_size = READ_SIZE
         _busy: Any = None
         _again = False
         _lost: tuple[BaseException | None] | None = None
+
+        def data_received(self, data: bytes) -> None:
+            """Called by the transport, if it is one of ours."""
+            self._incoming.write(data)
+            if self._state is _compat.SSL_WRAPPED:
+                self._do_read()
+            else:
+                self.buffer_updated(0)  # does what the state asks for
 
         def _set_app_protocol(self, app_protocol: Any) -> None:
             super()._set_app_protocol(_adopt(app_protocol))
@@ -593,18 +610,106 @@ else:
                     super().buffer_updated(0)  # does what the state asks for
             finally:
                 self._busy = None
-                if self._again:
-                    self._again = False
-                    self._loop.call_soon(self.buffer_updated, 0)
-                if self._lost is not None:
-                    (exc,), self._lost = self._lost, None
-                    super().connection_lost(exc)
+                self._end_turn()
+
+        def _end_turn(self) -> None:
+            if self._again:
+                self._again = False
+                self._loop.call_soon(self.buffer_updated, 0)
+            if self._lost is not None:
+                (exc,), self._lost = self._lost, None
+                super().connection_lost(exc)
 
         def _do_handshake(self) -> None:
             self._in_turn(super()._do_handshake)
 
         def _do_read(self) -> None:
-            self._in_turn(super()._do_read)
+            if self._busy is not None or self._app_protocol_is_buffer:
+                self._in_turn(super()._do_read)
+                return
+            # What that does, with fewer calls.
+            self._busy = getcurrent()
+            try:
+                self._read()
+                while self._again:
+                    self._again = False
+                    super().buffer_updated(0)
+            finally:
+                self._busy = None
+                if self._again or self._lost is not None:
+                    self._end_turn()
+
+        def _read(self) -> None:
+            # As asyncio's `_do_read`.
+            if self._state not in _compat.SSL_READABLE:
+                return
+            try:
+                if not self._app_reading_paused:
+                    self._do_read__copied()
+                    if self._write_backlog:
+                        self._do_write()
+                    elif self._outgoing.pending or self._app_writing_paused:
+                        self._process_outgoing()
+                if self._ssl_reading_paused or self._incoming.pending >= self._incoming_high_water:
+                    self._control_ssl_reading()
+            except Exception as error:
+                self._fatal_error(error, "Fatal error on SSL protocol")
+
+        def _do_read__copied(self) -> None:
+            # As in asyncio, but with a buffer of the size of what it can get, and without the
+            # exception in the end, where nothing is left to read.
+            incoming = self._incoming
+            ssl_object = self._sslobj
+            chunks = []
+            chunk = b"1"
+            try:
+                while chunk := ssl_object.read(MAX_RECORD):
+                    chunks.append(chunk)
+                    if not (incoming.pending or ssl_object.pending()):
+                        break
+            except _compat.SSL_AGAIN:
+                pass
+            if chunks:
+                self._app_protocol.data_received(
+                    chunks[0] if len(chunks) == 1 else b"".join(chunks)
+                )
+            if not chunk:
+                # close_notify
+                self._call_eof_received()
+                self._start_shutdown()
+
+        def _write_appdata(self, list_of_data: Any) -> None:
+            if (
+                self._write_backlog
+                or self._state is not _compat.SSL_WRAPPED
+                or list_of_data.__class__ is not tuple  # as write() gives it
+                or len(list_of_data) != 1
+            ):
+                super()._write_appdata(list_of_data)
+                return
+            (data,) = list_of_data
+            outgoing = self._outgoing
+            try:
+                try:
+                    sent = self._sslobj.write(data)
+                except _compat.SSL_AGAIN:
+                    sent = 0
+                if sent < len(data):
+                    self._write_backlog.append(data[sent:])
+                    self._write_buffer_size += len(data) - sent
+                    self._do_write()
+                    return
+                if not self._ssl_writing_paused:
+                    encrypted = outgoing.read()
+                    if encrypted:
+                        self._transport.write(encrypted)
+                if (
+                    self._app_writing_paused
+                    or outgoing.pending + self._write_buffer_size >= self._outgoing_high_water
+                ):
+                    self._control_app_writing()
+            except Exception as error:
+                self._fatal_error(error, "Fatal error on SSL protocol")
 
         def _do_flush(self) -> None:
             self._in_turn(self._flush)
