@@ -811,40 +811,12 @@ class EventLoop(StepsEventLoop):
         """
         if when is None:
             raise TypeError("when cannot be None")
-        timer = self._schedule(when, callback, args, context, "call_at")
-        if timer._source_traceback:
-            del timer._source_traceback[-1]
-        return timer  # type: ignore[no-any-return]
-
-    def call_later(  # type: ignore[override]
-        self,
-        delay: float,
-        callback: Callable[..., Any],
-        *args: Any,
-        context: contextvars.Context | None = None,
-    ) -> asyncio.TimerHandle:
-        """Call ``callback(*args)`` after `delay` seconds; as `call_at`."""
-        if delay is None:
-            raise TypeError("delay must not be None")
-        timer = self._schedule(self.time() + delay, callback, args, context, "call_later")
-        if timer._source_traceback:
-            del timer._source_traceback[-1]
-        return timer  # type: ignore[no-any-return]
-
-    def _schedule(
-        self,
-        when: float,
-        callback: Callable[..., Any],
-        args: tuple[Any, ...],
-        context: contextvars.Context | None,
-        method: str,
-    ) -> Any:
         if self._closed:
             self._check_closed()
         timer: Any
         if self._debug:
             self._check_thread()
-            self._check_callback(callback, method)
+            self._check_callback(callback, "call_at")
             timer = asyncio.TimerHandle(when, callback, args, self, context)
             if timer._source_traceback:
                 del timer._source_traceback[-1]
@@ -862,7 +834,7 @@ class EventLoop(StepsEventLoop):
         heapq.heappush(timers, entry)
         if not self._awake and timers[0] is entry:
             self._wake()
-        return timer
+        return timer  # type: ignore[no-any-return]
 
     def _add_callback(self, handle: Any) -> None:
         if not handle._cancelled:
