@@ -45,6 +45,11 @@ __all__ = [
 #: Bytes that a transport reads at a time, at most.
 READ_SIZE = 64 * 1024
 
+#: Datagrams that are received in a row by a socket that hears from many peers, at most. They tend
+#: to come together, and a poll for each of them takes longer than all else. One that is connected
+#: hears from a peer that tends to wait for the answer.
+MAX_DATAGRAMS = 16
+
 #: Bytes of data that a TLS record has, at most. No read gives more than one record.
 MAX_RECORD = 16 * 1024
 
@@ -452,7 +457,20 @@ class SocketTransport(_SocketEnd, _compat.SelectorSocketTransport):  # type: ign
 
 
 class DatagramTransport(_SocketEnd, _compat.SelectorDatagramTransport):  # type: ignore[misc]
-    """A datagram socket."""
+    """A datagram socket, with a short way for what it does most.
+
+    Attributes:
+        _is_connected: it sends to one peer.
+        _recvfrom, _send, _sendto: those of the socket.
+    """
+
+    # As in `SocketTransport`.
+    __slots__ = ("_lost", "_reading", "_recvfrom", "_send", "_sendto")
+
+    _paused = False  # up to 3.10 it cannot be
+    if TYPE_CHECKING:
+        _lost: tuple[BaseException | None] | None
+        _reading: bool
 
     def __init__(
         self,
@@ -464,17 +482,51 @@ class DatagramTransport(_SocketEnd, _compat.SelectorDatagramTransport):  # type:
         extra: Any = None,
         **kwargs: Any,
     ) -> None:
+        methods = _socket_methods(sock)
+        self._recvfrom = methods.recvfrom
+        self._send = methods.send
+        self._sendto = methods.sendto
+        self._lost = None
+        self._reading = False
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             self.max_size = READ_SIZE  # no datagram of theirs is larger; of others it would be cut
         super().__init__(loop, sock, Introduction(protocol), address, None, extra, **kwargs)
+        self._is_connected = bool(self._extra["peername"])
         self._waiter = waiter
         self.set_protocol(protocol)
 
     def _read_ready(self) -> None:
-        if self._introduced:
-            self._call_reading(super()._read_ready)
-        else:
+        if not self._introduced:
             self._read_later()
+            return
+        if self._conn_lost:
+            return
+        recvfrom = self._recvfrom
+        left = 1 if self._is_connected else MAX_DATAGRAMS
+        while True:
+            try:
+                data, address = recvfrom(self.max_size)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                self._call_reading(self._protocol.error_received, error)
+                return
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                self._fatal_error(error, "Fatal read error on datagram transport")
+                return
+            # What `_call_reading` does, without the call.
+            self._reading = True
+            try:
+                self._protocol.datagram_received(data, address)
+            finally:
+                self._reading = False
+                if self._lost is not None:
+                    self._call_connection_lost(self._lost[0])
+            left -= 1
+            if not left or self._closing or self._paused:
+                return
 
     def _put_off_loss(self) -> None:
         self._buffer_size = 0  # asyncio forgets that
@@ -487,6 +539,30 @@ class DatagramTransport(_SocketEnd, _compat.SelectorDatagramTransport):  # type:
         """Send a datagram, at once where the socket takes it."""
         if self._loop is not None:
             self._loop._io_done = True
+        if (
+            data.__class__ is bytes
+            and data
+            and not (self._buffer or self._conn_lost)
+            and (addr is None if self._is_connected else addr is not None and not self._address)
+        ):
+            try:
+                if addr is None:
+                    send = self._send
+                    send(data)
+                else:
+                    sendto = self._sendto
+                    sendto(data, addr)
+                return
+            except (BlockingIOError, InterruptedError):
+                pass
+            except OSError as error:
+                self._protocol.error_received(error)
+                return
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                self._fatal_error(error, "Fatal write error on datagram transport")
+                return
         super().sendto(data, addr)
 
 

@@ -696,7 +696,8 @@ def test_a_fatal_error_while_error_received_is_suspended() -> None:
     class Socket:
         def __init__(self, sock: Any) -> None:
             self._sock = sock
-            self._errors: list[type[OSError]] = [ConnectionRefusedError, BlockingIOError]
+            # The transport tries twice before it waits.
+            self._errors: list[type[OSError]] = [ConnectionRefusedError, *[BlockingIOError] * 2]
 
         def __getattr__(self, name: str) -> Any:
             return getattr(self._sock, name)
@@ -715,6 +716,7 @@ def test_a_fatal_error_while_error_received_is_suspended() -> None:
     async def main() -> None:
         async with connected_writer("datagrams", journal) as (transport, _):
             transport._sock = Socket(transport._sock)
+            transport._send = transport._sock.send
             transport.sendto(b"1")
             await journal.until_entered()
             reason = OSError("the reason")
