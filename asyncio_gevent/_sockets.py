@@ -8,13 +8,16 @@ Theory. A task that talks to a peer waits for the same socket again and again, a
 of a wait is to have the hub watch a descriptor: a watcher, and a system call of the poll, since
 only a watcher that was never started makes libev tell the kernel of the descriptor again, and the
 number may meanwhile be that of another file. But while the hub does not poll, it has told the
-kernel nothing: so a `Wait` that is over stays as it is until the next poll is about to begin, and
-if the task has received, sent and waits again by then, it goes on with it.
+kernel nothing: so a `Wait` that is over keeps its watcher, stopped, until the next poll is about to
+begin, and if the task has received, sent and waits again by then, it is started again. (It must not
+stay active: gevent puts off the close of a socket that has an active watcher.)
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
 import sys
 import weakref
@@ -39,7 +42,8 @@ _Future: Any = asyncio.Future
 class Wait(IOHandle):
     """Tasks that wait until a socket is ready to read, or until it is ready to write.
 
-    It is a handle that never runs. It has a watcher while a task waits, and until the next poll.
+    It is a handle that never runs. It has a watcher while a task waits, and a stopped one from then
+    on until the next poll.
 
     Attributes:
         waiter: the future of the task whose turn it is, or None.
@@ -97,9 +101,11 @@ class Wait(IOHandle):
         self.waiter = None
         if self.handles.get(self.fd) is self:
             del self.handles[self.fd]
-        if self.watcher is None:
+        watcher = self.watcher
+        if watcher is None:
             self.end()
         else:
+            watcher.stop()
             self._loop._fresh.append(self)
 
     def forget(self, waiter: asyncio.Future[None]) -> None:
@@ -179,6 +185,7 @@ class SocketMethods:
     if TYPE_CHECKING:
         _debug: bool
         _io_done: bool
+        _is_libuv: bool
         _async: Any
         _readers: dict[int, IOHandle]
         _writers: dict[int, IOHandle]
@@ -360,6 +367,10 @@ class SocketMethods:
         handles[fd] = wait
         if previous is not None:
             previous.cancel()
+        if self._is_libuv or wait.watcher is None:
+            wait.start()
+        else:
+            wait.watcher.start(wait.fire)
         return wait
 
     def _wait_anew(
@@ -372,6 +383,8 @@ class SocketMethods:
         waiter: asyncio.Future[None],
     ) -> Wait:
         self._check_closed()
+        if fd < 0:  # closed while the task waited
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         previous = handles.get(fd)
         if isinstance(previous, Wait) and previous.is_of(fd):
             # By another object for the same socket.

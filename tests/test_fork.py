@@ -7,7 +7,7 @@ from support import run_script
 
 CASES = [
     "before_any_loop", "after_a_loop", "beside_a_loop", "in_a_coroutine", "returns_in_a_coroutine",
-    "exits_in_a_coroutine", "from_multiprocessing", "two_generations",
+    "waits_for_a_socket", "exits_in_a_coroutine", "from_multiprocessing", "two_generations",
 ]  # fmt: skip
 
 

@@ -24,7 +24,7 @@ FILES = [
     "test_executor.py",
     "test_fork.py", "test_functions.py", "test_futures.py", "test_io.py", "test_iterators.py",
     "test_leaks.py", "test_many_loops.py", "test_protocols.py", "test_run_and_policy.py",
-    "test_signals.py", "test_suspension.py", "test_threads.py",
+    "test_signals.py", "test_sockets.py", "test_suspension.py", "test_threads.py",
 ]  # fmt: skip
 
 #: Seconds for one file, which takes less than 15.
@@ -47,7 +47,7 @@ def test_patched(name: str) -> None:
 # Where the loop of the hub matters: descriptors, timers, signals, children, forks.
 LIBUV_FILES = [
     "test_ambient.py", "test_await.py", "test_event_loop.py", "test_fork.py", "test_io.py",
-    "test_suspension.py", "test_threads.py",
+    "test_sockets.py", "test_suspension.py", "test_threads.py",
 ]  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import faulthandler
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import warnings
 
@@ -12,6 +13,7 @@ import gevent
 import gevent.event
 import gevent.monkey
 import gevent.os
+from gevent.monkey import get_original
 
 import asyncio_gevent
 
@@ -164,6 +166,31 @@ def returns_in_a_coroutine(fork) -> None:
     assert sorted(os.read(reader, 1000).split(b"\n")) == [
         b"", b"child: everything", b"parent: everything"
     ]  # fmt: skip
+
+
+def waits_for_a_socket(fork) -> None:
+    """A task waits for a socket, and goes on waiting in the child."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+
+    async def main() -> None:
+        receiving = asyncio.create_task(asyncio.get_running_loop().sock_recv(ours, 1))
+        await asyncio.sleep(0.001)  # the hub has told the kernel
+        pid = fork()
+        gevent.sleep(0)
+        await asyncio.sleep(0)
+        if not pid:
+            theirs.send(b"1")
+            os._exit(0 if await receiving == b"1" else 1)
+        # Not cooperative, since it is the child's turn to receive.
+        _, status = get_original("os", "waitpid")(pid, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        theirs.send(b"2")
+        assert await receiving == b"2"
+
+    asyncio_gevent.run(main())
+    ours.close()
+    theirs.close()
 
 
 def exits_in_a_coroutine(fork) -> None:
