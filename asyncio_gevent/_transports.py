@@ -658,6 +658,13 @@ else:
         _again = False
         _lost: tuple[BaseException | None] | None = None
 
+        def connection_made(self, transport: Any) -> None:
+            """Called by the transport."""
+            # In the instance, since every read looks at them.
+            self._busy = self._lost = None
+            self._again = False
+            super().connection_made(transport)
+
         def data_received(self, data: bytes) -> None:
             """Called by the transport, if it is one of ours."""
             self._incoming.write(data)
@@ -704,9 +711,24 @@ else:
                 self._in_turn(super()._do_read)
                 return
             # What that does, with fewer calls.
+            if self._state not in _compat.SSL_READABLE:
+                return
             self._busy = getcurrent()
             try:
-                self._read()
+                try:
+                    if not self._app_reading_paused:
+                        self._do_read__copied()
+                        if self._write_backlog:
+                            self._do_write()
+                        elif self._outgoing.pending or self._app_writing_paused:
+                            self._process_outgoing()
+                    if (
+                        self._ssl_reading_paused
+                        or self._incoming.pending >= self._incoming_high_water
+                    ):
+                        self._control_ssl_reading()
+                except Exception as error:
+                    self._fatal_error(error, "Fatal error on SSL protocol")
                 while self._again:
                     self._again = False
                     super().buffer_updated(0)
@@ -714,22 +736,6 @@ else:
                 self._busy = None
                 if self._again or self._lost is not None:
                     self._end_turn()
-
-        def _read(self) -> None:
-            # As asyncio's `_do_read`.
-            if self._state not in _compat.SSL_READABLE:
-                return
-            try:
-                if not self._app_reading_paused:
-                    self._do_read__copied()
-                    if self._write_backlog:
-                        self._do_write()
-                    elif self._outgoing.pending or self._app_writing_paused:
-                        self._process_outgoing()
-                if self._ssl_reading_paused or self._incoming.pending >= self._incoming_high_water:
-                    self._control_ssl_reading()
-            except Exception as error:
-                self._fatal_error(error, "Fatal error on SSL protocol")
 
         def _do_read__copied(self) -> None:
             # As in asyncio, but with a buffer of the size of what it can get, and without the
@@ -741,7 +747,7 @@ else:
             try:
                 while chunk := ssl_object.read(MAX_RECORD):
                     chunks.append(chunk)
-                    if not (incoming.pending or ssl_object.pending()):
+                    if not incoming.pending:  # it was all of a record
                         break
             except _compat.SSL_AGAIN:
                 pass

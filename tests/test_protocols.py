@@ -1174,3 +1174,140 @@ def test_data_and_then_a_reset() -> None:
 
     asyncio_gevent.run(main())
     assert journal.heard == ["made", "data", "lost"]
+
+
+# --- datagrams in a row ---------------------------------------------------------------------------
+
+
+class Letters(asyncio.DatagramProtocol):
+    """Notes what it receives, and does something with each."""
+
+    def __init__(self, do: Callable[[Any, bytes], None]) -> None:
+        self.received: list[bytes] = []
+        self.lost = False
+        self._do = do
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, address: Any) -> None:
+        assert not self.lost
+        self.received.append(data)
+        self._do(self, data)
+
+    def connection_lost(self, error: Any) -> None:
+        self.lost = True
+
+
+async def by_letters(letters: Letters, count: int) -> None:
+    """Receive so many that are there already."""
+    loop = asyncio.get_running_loop()
+    await loop.create_datagram_endpoint(lambda: letters, local_addr=("127.0.0.1", 0))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for number in range(count):
+            sender.sendto(b"%d" % number, letters.transport.get_extra_info("sockname"))
+
+
+def test_datagrams_that_came_together_are_received_in_order() -> None:
+    async def main() -> None:
+        letters = Letters(lambda letters, data: None)
+        await by_letters(letters, 50)
+        await until(lambda: len(letters.received) == 50)
+        assert letters.received == [b"%d" % number for number in range(50)]
+        letters.transport.close()
+        await until(lambda: letters.lost)
+
+    asyncio_gevent.run(main())
+
+
+def test_others_have_their_turn_while_many_datagrams_come() -> None:
+    async def main() -> None:
+        letters = Letters(lambda letters, data: None)
+        await by_letters(letters, 100)
+        counts = []
+        while len(letters.received) < 100:
+            counts.append(len(letters.received))
+            await asyncio.sleep(0)
+        assert len({*counts}) >= 5
+        letters.transport.close()
+        await until(lambda: letters.lost)
+
+    asyncio_gevent.run(main())
+
+
+@pytest.mark.parametrize("how", ["close", "abort"])
+def test_nothing_is_received_after_datagram_received_has_closed(how: str) -> None:
+    def close(letters: Letters, data: bytes) -> None:
+        if data == b"1":
+            getattr(letters.transport, how)()
+
+    async def main() -> None:
+        letters = Letters(close)
+        await by_letters(letters, 5)
+        await until(lambda: letters.lost)
+        assert letters.received == [b"0", b"1"]
+
+    asyncio_gevent.run(main())
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="it came with Python 3.11")
+def test_nothing_is_received_after_datagram_received_has_paused() -> None:
+    def pause(letters: Letters, data: bytes) -> None:
+        if data == b"1":
+            letters.transport.pause_reading()
+
+    async def main() -> None:
+        letters = Letters(pause)
+        await by_letters(letters, 5)
+        await until(lambda: len(letters.received) == 2)
+        await asyncio.sleep(UNIT / 2)
+        assert letters.received == [b"0", b"1"]
+        letters.transport.resume_reading()
+        await until(lambda: len(letters.received) == 5)
+        letters.transport.close()
+        await until(lambda: letters.lost)
+
+    asyncio_gevent.run(main())
+
+
+def test_one_of_many_datagrams_suspends() -> None:
+    going_on = gevent.event.Event()
+
+    def wait(letters: Letters, data: bytes) -> None:
+        if data == b"1":
+            going_on.wait()
+
+    async def main() -> None:
+        letters = Letters(wait)
+        await by_letters(letters, 5)
+        await until(lambda: len(letters.received) == 2)
+        await asyncio.sleep(UNIT / 2)
+        assert letters.received == [b"0", b"1"]
+        going_on.set()
+        await until(lambda: len(letters.received) == 5)
+        assert letters.received == [b"0", b"1", b"2", b"3", b"4"]
+        letters.transport.close()
+        await until(lambda: letters.lost)
+
+    asyncio_gevent.run(main())
+
+
+def test_one_of_many_datagrams_fails(observed: Any) -> None:
+    """The others are received all the same, as with asyncio."""
+
+    def fail(letters: Letters, data: bytes) -> None:
+        if data == b"1":
+            raise ValueError(data)
+
+    async def main() -> None:
+        letters = Letters(fail)
+        await by_letters(letters, 5)
+        await until(lambda: len(letters.received) == 5)
+        (context,) = observed.handled
+        assert isinstance(context["exception"], ValueError)
+        observed.handled.clear()
+        observed.log.clear()
+        letters.transport.close()
+        await until(lambda: letters.lost)
+
+    asyncio_gevent.run(main())
