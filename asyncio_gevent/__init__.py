@@ -20,7 +20,7 @@ Layer map; imports go downward only.
                 _sockets.py (its sock_* methods)
     machinery   _blocking.py (what must not block)
                 _threads.py (threads and forks)  _runners.py (every greenlet switch)
-                _handles.py  _tasks.py (cancel)  _executor.py (native threads)
+                _handles.py  _timers.py  _tasks.py (cancel)  _executor.py (native threads)
                 _children.py  _transports.py  _watchers.py (descriptors, signals)
     ground      _compat.py (private names, versions)  _originals.py (from before patching)
                 exceptions.py
