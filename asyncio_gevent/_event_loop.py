@@ -798,6 +798,34 @@ class EventLoop(StepsEventLoop):
             self._wake()
         return handle  # type: ignore[no-any-return]
 
+    def call_soon_threadsafe(  # type: ignore[override]
+        self,
+        callback: Callable[..., Any],
+        *args: Any,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.Handle:
+        """Call ``callback(*args)`` soon, in the order of these calls. From any OS thread."""
+        if self._closed:
+            self._check_closed()
+        handle: Any
+        if self._debug:
+            self._check_callback(callback, "call_soon_threadsafe")
+            handle = events.Handle(callback, args, self, context)
+            if handle._source_traceback:
+                del handle._source_traceback[-1]
+        else:
+            handle = Handle()
+            handle._context = copy_context() if context is None else context
+            handle._loop = self
+            handle._callback = callback
+            handle._args = args
+            handle._cancelled = False
+        self._ready.append(handle)
+        # In this order: `_rest` says that nobody is on the way, and looks at the queue then.
+        if not self._awake:
+            self._write_to_self()
+        return handle  # type: ignore[no-any-return]
+
     def call_at(  # type: ignore[override]
         self,
         when: float,

@@ -981,3 +981,25 @@ def test_timers_of_the_same_time_fire_in_the_order_in_which_they_were_made(loop:
         loop.call_at(due, seen.append, number)
     loop.run_until_complete(until(lambda: len(seen) == 500))
     assert seen == [*range(500)]
+
+
+@pytest.mark.parametrize("awake", [True, False])
+def test_what_a_thread_schedules_as_the_event_loop_goes_to_rest_wakes_it(
+    loop: Any, awake: bool
+) -> None:
+    # Right after it has looked at the queue, before and after it says that nobody is on the way.
+    done = loop.create_future()
+    looks = 0
+
+    class Ready(deque[Any]):
+        def __len__(self) -> int:
+            nonlocal looks
+            length = super().__len__()
+            if not length and loop._awake is awake and not looks:
+                looks += 1
+                loop.call_soon_threadsafe(done.set_result, looks)
+            return length
+
+    loop._ready = Ready()
+    with gevent.Timeout(10):
+        assert loop.run_until_complete(done) == 1
