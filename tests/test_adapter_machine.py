@@ -168,7 +168,6 @@ class Model:
         self.pending: dict[int, Any] = {}
         self.hasty: set[int] = set()
         self.requested: set[int] = set()
-        self.cancelled_in: set[int] = set()
         self.timed_out: set[int] = set()
         self.cancels: Counter[int] = Counter()
         self.leaf = "waiting"
@@ -257,7 +256,8 @@ class Model:
         if link.kind == "direct" and below == self.last:
             self._hear(CancelledError)
         elif self.is_in_task(below) and below != self.last:
-            self.cancelled_in.add(below)
+            if below in self.pending:
+                self.pending[below] = CancelledError  # the last one, as from any call that blocks
             self._cancel_below(below)
         elif link.autokill:
             self.requested.add(k)
@@ -325,7 +325,7 @@ class Model:
         link, below = self.links[k], k + 1
         if link.kind == "direct":
             return outcome
-        if below in self.pending and below in self.cancelled_in and HAS_TIMEOUTS:
+        if below in self.pending and self.cancels[self.task_of(below)] and HAS_TIMEOUTS:
             # Two have cancelled the task: its greenlet, and somebody else, who is not forgotten.
             if not link.autokill:
                 return CANCELLED
@@ -861,6 +861,9 @@ class Machine(RuleBasedStateMachine):
         self.loop.stop()
         self.runner.join()
         self.stopped = True
+        for bridge in self.bridges:
+            if bridge.loop is self.loop and bridge.model.pending:
+                bridge.loose = True  # frames that wait for a clean-up do not any longer
 
     @precondition(lambda self: self.stopped)
     @rule()
