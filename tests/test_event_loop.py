@@ -983,6 +983,48 @@ def test_timers_of_the_same_time_fire_in_the_order_in_which_they_were_made(loop:
     assert seen == [*range(500)]
 
 
+def test_what_makes_futures_is_the_loops_own_only_while_it_runs(loop: Any) -> None:
+    before = dict(loop.__dict__)
+
+    async def main() -> None:
+        future = loop.create_future()
+        assert type(future) is asyncio.Future
+        assert future.get_loop() is loop
+        for debug in (True, False):
+            loop.set_debug(debug)
+            assert loop.get_debug() is debug
+            assert bool(loop.create_future()._source_traceback) is debug
+
+    loop.run_until_complete(main())
+    assert loop.__dict__.keys() == before.keys()
+
+
+def test_what_others_put_in_its_place_makes_futures(loop: Any) -> None:
+    made: list[str] = []
+
+    class Mine(asyncio_gevent.EventLoop):
+        def create_future(self) -> Any:
+            made.append("by a subclass")
+            return super().create_future()
+
+    async def main() -> None:
+        await asyncio.sleep(0.001)
+
+    mine = Mine()
+    mine.run_until_complete(main())
+    mine.close()
+    assert made == ["by a subclass"]
+
+    def create_future() -> Any:
+        made.append("by an attribute")
+        return asyncio.Future(loop=loop)
+
+    loop.create_future = create_future
+    loop.run_until_complete(main())
+    assert made[1:] == ["by an attribute"]
+    assert loop.create_future is create_future
+
+
 @pytest.mark.parametrize("awake", [True, False])
 def test_what_a_thread_schedules_as_the_event_loop_goes_to_rest_wakes_it(
     loop: Any, awake: bool
