@@ -20,6 +20,7 @@ sys.path.insert(0, str(BENCHMARKS))
 try:
     import _clock
     import _contest
+    import instructions
     import report
     import run
     from _bars import BARS, Bar
@@ -84,13 +85,15 @@ def test_one_process_for_all_workloads(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "a.json"
     printed = start(
         "run.py", "--quick", "--group", "bridges", "--only", "suspended_step", "chain",
-        "--contestants", "gevent alone", "asgiref", "--others", sys.executable,
+        "sleep_in_greenlets", "--contestants", "gevent alone", "asgiref", "--others", sys.executable,
         "--rounds", "2", "--seconds", "0.001", "--json", str(path), "--bars",
     )  # fmt: skip
     workloads = json.loads(path.read_text(encoding="utf-8"))["groups"]["bridges"]["workloads"]
     assert workloads["chain"]["results"]["gevent alone"] == {"missing": True}
     assert "asgiref" in workloads["chain"]["results"]["asgiref"]["failure"]
     assert len(workloads["suspended_step"]["results"]["gevent alone"]["wall"]) == 2
+    remark = workloads["sleep_in_greenlets"]["results"]["gevent alone"]["remark"]
+    assert remark == "only 1,000 at once, as with --quick"
     assert "| fails | - |" in printed
     assert "| bridges suspended_step | ours | gevent alone | wall | ≥ 0.667 |" in printed
 
@@ -317,6 +320,59 @@ def test_the_stored_figures_are_those_of_the_document() -> None:
     assert text.count("<!-- table:") == len(report.MARKED.findall(text)), "a mark has no end"
     # If not: python benchmarks/report.py --update docs/performance.md
     assert report.update(text) == text
+
+
+PRINTED = """\
+--------------------------------------------------------------------------------
+Ir
+--------------------------------------------------------------------------------
+1,234,567 (100.0%)  PROGRAM TOTALS
+
+--------------------------------------------------------------------------------
+Ir                   file:function
+--------------------------------------------------------------------------------
+1,000,001 (81.00%)  /somewhere/Python/ceval.c:_PyEval_EvalFrameDefault'2 [/somewhere/libpython3.so]
+  200,002 (16.20%)  ceval.c:_PyEval_EvalFrameDefault [/somewhere/libpython3.so]
+    1,003 ( 0.08%)  ???:recv [/somewhere/libc.so.6]
+"""
+
+
+def test_instructions_are_those_of_a_function_and_not_of_a_file() -> None:
+    total, functions = instructions.parse(PRINTED)
+    assert total == 1_234_567
+    assert functions == {
+        "_PyEval_EvalFrameDefault [libpython3.so]": 1_200_003,
+        "recv [libc.so.6]": 1_003,
+    }
+
+
+#: They stand in for what is not installed everywhere, and takes long: 500 instructions once, 10 for
+#: each operation, of the measurement and of the tenth before it.
+VALGRIND = """\
+#!/bin/sh
+for each; do case $each in --callgrind-out-file=*) file=${each#*=};; esac; done
+echo "$each" > "$file"
+"""
+CALLGRIND_ANNOTATE = """\
+#!/bin/sh
+read -r count < "$2"
+echo "$((500 + 10 * (count + count / 10))) (100.0%)  PROGRAM TOTALS"
+echo "$((400 + 7 * (count + count / 10))) (80.00%)  a.c:f [/lib/a.so]"
+"""
+
+
+def test_instructions_are_those_of_an_operation(tmp_path: pathlib.Path) -> None:
+    for name, text in ("valgrind", VALGRIND), ("callgrind_annotate", CALLGRIND_ANNOTATE):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    arguments = "loops", "call_soon_chain", "ours", "--count", "50", "--top", "1"
+    printed = start("instructions.py", *arguments, PATH=path)
+    assert printed == "call_soon_chain, ours: 10 instructions\n         7  f [a.so]\n"
+
+
+def test_what_is_counted_is_done() -> None:
+    start("instructions.py", "--work", "loops", "call_soon_chain", "ours", "--count", "50")
 
 
 # --- counts, names, clocks ------------------------------------------------------------------------
