@@ -15,7 +15,9 @@ number, and how they grow.
 How it is measured. Every contestant runs in a process of its own, for each workload a new one
 (with --quick one for all workloads of a group). These wait for their turn: a round lets each of
 them do the workload once, in an order that rotates from round to round, so that what else the
-machine does falls on all alike. What a workload needs is made before the clock starts.
+machine does falls on all alike. Many short rounds do that better than few long ones: where other
+guests of a host take turns with the machine, what lies half a second apart cannot be compared. What
+a workload needs is made before the clock starts.
 `--seconds` is about how long a measurement takes.
 
 What is not installed is left out: `--peer` names a Python that has asyncio-gevent 0.2.5,
@@ -372,8 +374,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--contestants", action="extend", nargs="+", metavar="PATTERN", help="beside the base"
     )
-    parser.add_argument("--rounds", type=int, help="15; with --quick 3")
-    parser.add_argument("--seconds", type=float, help="of a measurement: 0.1; with --quick 0.02")
+    parser.add_argument("--rounds", type=int, help="45; with --quick 3")
+    parser.add_argument("--seconds", type=float, help="of a measurement: 0.03; with --quick 0.02")
     parser.add_argument("--peer", metavar="PYTHON", help="that has asyncio-gevent 0.2.5")
     parser.add_argument("--others", metavar="PYTHON", help="that has the other bridges")
     parser.add_argument(
@@ -385,8 +387,8 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--plot", type=pathlib.Path, metavar="FILE.svg", help="of the growth")
     options = parser.parse_args()
-    options.rounds = options.rounds or (3 if options.quick else 15)
-    options.seconds = options.seconds or (0.02 if options.quick else 0.1)
+    options.rounds = options.rounds or (3 if options.quick else 45)
+    options.seconds = options.seconds or (0.02 if options.quick else 0.03)
     return options
 
 
