@@ -65,6 +65,9 @@ __all__ = ["EventLoop"]
 
 _T = TypeVar("_T")
 
+#: What a thread has scheduled can be cancelled from there, too, in later Pythons (3.14).
+_ThreadSafeHandle: Any = getattr(events, "_ThreadSafeHandle", None)
+
 #: Passes over the ready queue before the hub polls again. More make a busy event loop faster,
 #: since each visit costs two switches and a poll (a chain of call_soon: one pass a visit only
 #: equals the standard loop, 16 give 1.4 times, 64 give 1.6); fewer let other greenlets and
@@ -305,13 +308,13 @@ class EventLoop(StepsEventLoop):
     def _shadow(self) -> None:
         # Two methods that are called for every future: in C they take a third of the time off.
         # Not of an event loop that does not run, which only a garbage collection could free then.
-        own = self.__dict__
+        own, base = self.__dict__, asyncio.BaseEventLoop
         for name, function in (
             ("create_future", partial(asyncio.Future, loop=self)),
             ("get_debug", partial(getattr, self, "_debug")),
         ):
             # But not those of a subclass, or of somebody who has put his own in place.
-            if name not in own and getattr(type(self), name) is getattr(asyncio.BaseEventLoop, name):
+            if name not in own and getattr(type(self), name) is getattr(base, name):
                 own[name] = self._shadows[name] = function
 
     def _unshadow(self) -> None:
@@ -833,9 +836,11 @@ class EventLoop(StepsEventLoop):
         handle: Any
         if self._debug:
             self._check_callback(callback, "call_soon_threadsafe")
-            handle = events.Handle(callback, args, self, context)
+            handle = (_ThreadSafeHandle or events.Handle)(callback, args, self, context)
             if handle._source_traceback:
                 del handle._source_traceback[-1]
+        elif _ThreadSafeHandle is not None:
+            handle = _ThreadSafeHandle(callback, args, self, context)
         else:
             handle = Handle()
             handle._context = copy_context() if context is None else context
@@ -986,6 +991,9 @@ class EventLoop(StepsEventLoop):
         if self._closed:
             return
         try:
+            own = find_owner(getcurrent())
+            if own in self._suspended:
+                self._forget_notes(own)  # it is this step that closes it, and goes on
             if self._suspended:
                 self._kill_suspended()
         finally:

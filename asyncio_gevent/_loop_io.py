@@ -246,8 +246,7 @@ class IOEventLoop(SocketMethods, asyncio.SelectorEventLoop):
         handle.cancel()
         other = (self._writers if handles is self._readers else self._readers).get(fd)
         if other is not None:
-            other.stop_if_closed()
-            self._fresh.append(other)
+            other.note_to_check()
         return True
 
     # --- transports -------------------------------------------------------------------------

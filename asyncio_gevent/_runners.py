@@ -58,6 +58,10 @@ SUSPENDED = "suspended"  #: code in it called a blocking gevent function
 _switch = greenlet.switch
 _throw = greenlet.throw
 
+#: What there was before the edge, where a signal handler has raised before that could be told: no
+#: event loop, and no hooks. It is so almost always.
+_NOBODY = None, (None, None)
+
 
 def _run(self: Runner) -> None:
     while True:
@@ -141,15 +145,16 @@ class Runner(greenlet):  # type: ignore[misc]
         """Let this parked runner run a batch. In the hub; returns when it parks or suspends."""
         self.loop = loop
         self.resumed = False
-        outer = loop._enter(self)
-        self.state = LIVE
+        outer = _NOBODY
         try:
+            outer = loop._enter(self)
+            self.state = LIVE
             _switch(self)
         finally:
             try:
                 loop._leave(self, outer)
             except BaseException:  # of a signal handler
-                loop._restore(outer)
+                loop._restore(self, outer)
                 raise
 
     def switch(self, *args: Any, **kwargs: Any) -> Any:
@@ -158,12 +163,18 @@ class Runner(greenlet):  # type: ignore[misc]
             loop: Any = self.loop
             if self.is_plain and not loop._frozen:
                 # What `_resume` does, with less for a step that is suspended again and again.
+                outer = _NOBODY
+                try:
+                    outer = loop._enter_again(self)
+                except BaseException:  # of a signal handler
+                    loop._restore(self, outer)
+                    self._come_again(_switch, args, kwargs)
+                    raise
                 self.state = LIVE
                 self.resumed = True
-                outer = loop._enter_again(self)
                 resumed = loop._resumed
-                resumed.append(self)
                 try:
+                    resumed.append(self)
                     return _switch(self, *args, **kwargs)
                 finally:
                     resumed.pop()
@@ -173,7 +184,7 @@ class Runner(greenlet):  # type: ignore[misc]
                             loop._leave(self, outer)
                             loop._settle(self)
                     except BaseException:  # of a signal handler
-                        loop._restore(outer)
+                        loop._restore(self, outer)
                         raise
         if self._is_left():
             return self._resume(_switch, args, kwargs)
@@ -215,24 +226,40 @@ class Runner(greenlet):  # type: ignore[misc]
         if getcurrent() is not self.parent:
             # gevent resumes from the hub only. Somebody else's switch is left to the hub, since
             # the edge on the way back would wait until that greenlet is switched to again.
-            self.parent.loop.run_callback(
-                lambda: self.switch(*args, **kwargs) if how is _switch else self.throw(*args)
-            )
+            self._come_again(how, args, kwargs)
             return None
         if self.state is LIVE:
             strays = _strays()
             strays.waiting.pop(self, None)
             self.parent.loop.run_callback(strays.remove_if_idle)
+        state = self.state
         self.state = LIVE
         self.resumed = True
-        outer = loop._enter(self)
-        loop._resumed.append(self)
+        outer = _NOBODY
         try:
+            outer = loop._enter(self)
+        except BaseException:  # of a signal handler
+            self.state = state
+            loop._restore(self, outer)
+            self._come_again(how, args, kwargs)
+            raise
+        try:
+            loop._resumed.append(self)
             return how(self, *args, **kwargs)
         finally:
             loop._resumed.pop()
-            loop._leave(self, outer)
-            loop._settle(self)
+            try:
+                loop._leave(self, outer)
+            except BaseException:  # of a signal handler
+                loop._restore(self, outer)
+                raise
+            finally:
+                loop._settle(self)
+
+    def _come_again(self, how: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.parent.loop.run_callback(
+            lambda: self.switch(*args, **kwargs) if how is _switch else self.throw(*args)
+        )
 
     def switch_out(self) -> None:
         """Note that the code in this runner blocks; gevent calls it before it goes to the hub.

@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SocketMethods", "Wait"]
 
-#: Made here in place of by `create_future`, which is the same.
-_Future: Any = asyncio.Future
-
 
 class Wait(IOHandle):
     """Tasks that wait until a socket is ready to read, or until it is ready to write.
@@ -48,7 +45,8 @@ class Wait(IOHandle):
     Attributes:
         waiter: the future of the task whose turn it is, or None.
         others: those of the tasks that wait after it.
-        is_new: the watcher was started since the hub's last poll.
+        is_new: the kernel may not have been told yet of what this waits for, so that the descriptor
+            has to be looked at before each poll. Only an event proves that it has.
         get_socket: returns the socket, unless that has gone: the number may be another one's by
             then.
         handles, waits: the dictionaries that it is in while a task waits, and as long as it has a
@@ -87,9 +85,11 @@ class Wait(IOHandle):
     def fire(self) -> None:
         """Wake one task, in the hub. The next one is woken after the next poll, if it still can."""
         waiter = self.waiter
-        self._go_on()
+        self.is_new = False
+        # In this order: what a signal handler raises in between does not lose the wake-up.
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+        self._go_on()
 
     def _go_on(self) -> None:
         # With the next task, if there is one.
@@ -120,8 +120,12 @@ class Wait(IOHandle):
         if self.waiter is None:
             self.end()
         elif self.is_new:
-            self.is_new = False
             super().before_poll()
+
+    def note_to_check(self) -> None:
+        """Check the descriptor before the next poll, as if the watcher was new."""
+        self.is_new = True
+        super().note_to_check()
 
     def renew(self) -> None:
         """Watch with a new watcher, after an error in libuv."""
@@ -153,7 +157,7 @@ class Wait(IOHandle):
         loop = self._loop
         other = (loop._writers if self.events == READ else loop._readers).get(self.fd)
         if other is not None:
-            other.stop_if_closed()
+            other.note_to_check()
 
 
 def _never_called() -> None:
@@ -192,6 +196,7 @@ class SocketMethods:
         _transports: Any
 
         def _check_closed(self) -> None: ...
+        def create_future(self) -> asyncio.Future[Any]: ...
         def _ensure_fd_no_transport(self, fd: Any) -> None: ...
         async def _ensure_resolved(self, address: Any, **kwargs: Any) -> Any: ...
 
@@ -211,7 +216,7 @@ class SocketMethods:
             pass
         while True:
             # What `_when_ready` does, without a coroutine of its own.
-            waiter: asyncio.Future[None] = _Future(loop=self)
+            waiter: asyncio.Future[None] = self.create_future()
             wait = self._wait(sock, READ, waiter)
             try:
                 await waiter
@@ -334,7 +339,7 @@ class SocketMethods:
     async def _when_ready(self, sock: Any, mask: int, call: Callable[..., Any], *args: Any) -> Any:
         """Make the call as soon as it does not block, and return what it returns."""
         while True:
-            waiter: asyncio.Future[None] = _Future(loop=self)
+            waiter: asyncio.Future[None] = self.create_future()
             wait = self._wait(sock, mask, waiter)
             try:
                 await waiter
@@ -367,10 +372,14 @@ class SocketMethods:
         handles[fd] = wait
         if previous is not None:
             previous.cancel()
-        if self._is_libuv or wait.watcher is None:
-            wait.start()
-        else:
-            wait.watcher.start(wait.fire)
+        try:
+            if self._is_libuv or wait.watcher is None:
+                wait.start()
+            else:
+                wait.watcher.start(wait.fire)
+        except BaseException:
+            wait.forget(waiter)
+            raise
         return wait
 
     def _wait_anew(

@@ -31,7 +31,7 @@ from asyncio_gevent._compat import (
     leave_task,
 )
 from asyncio_gevent._loop_io import IOEventLoop
-from asyncio_gevent._runners import LIVE, PARKED, Runner, note_stray
+from asyncio_gevent._runners import LIVE, PARKED, Runner, find_owner, note_stray
 from asyncio_gevent._tasks import Task, holds, shadow_cancel, unshadow_cancel
 from asyncio_gevent._threads import alias, unalias
 from asyncio_gevent._watchers import IOHandle
@@ -111,8 +111,8 @@ class StepsEventLoop(IOEventLoop):
         return outer
 
     def _enter_again(self, runner: Runner) -> Any:
-        # The short way: the step stays noted as suspended, since that is what it often is next. By
-        # its task, which is the current one meanwhile, `_throw_cancel` knows better.
+        # The short way: the step stays noted as suspended, since that is what it often is next.
+        # `_throw_cancel` and `close` know better by who calls.
         outer = events._get_running_loop(), _get_asyncgen_hooks()
         events._set_running_loop(self)
         _set_asyncgen_hooks(*self._hooks)
@@ -163,10 +163,18 @@ class StepsEventLoop(IOEventLoop):
         finally:
             events._set_running_loop(outer[0])
 
-    def _restore(self, outer: Any) -> None:
+    def _restore(self, runner: Runner, outer: Any) -> None:
         # What `_leave` has to do in any case. Once more does no harm.
-        _set_asyncgen_hooks(*outer[1])
-        events._set_running_loop(outer[0])
+        try:
+            if (
+                runner.state is not PARKED
+                and not self._frozen
+                and (runner not in self._suspended or current_task(self) is not None)
+            ):
+                self._note_suspended(runner)
+        finally:
+            _set_asyncgen_hooks(*outer[1])
+            events._set_running_loop(outer[0])
 
     def _note_suspended(self, runner: Runner) -> None:
         if runner.dead:
@@ -175,9 +183,10 @@ class StepsEventLoop(IOEventLoop):
         runner.is_plain = not self._debug
         task = current_task(self)
         if task is not None:
-            leave_task(self, task)
+            # In this order: nothing is lost to what a signal handler raises in between.
             runner.task = task
             self._suspended_tasks[task] = runner
+            leave_task(self, task)
             if type(task) is not Task:
                 runner.is_plain = False
                 shadow_cancel(task)
@@ -372,8 +381,8 @@ class StepsEventLoop(IOEventLoop):
     def _throw_cancel(self, task: Any, msg: Any) -> bool:
         """Cancel the suspended step of a task; False if it has none."""
         runner = self._suspended_tasks.get(task)
-        if runner is None or task.done() or current_task(self) is task:
-            return False
+        if runner is None or task.done() or find_owner(getcurrent()) is runner:
+            return False  # the step runs, perhaps in that of an eager task inside of it
         # Once, however often it is asked for before the step has heard of it.
         if task not in self._cancels:
             self._cancels.add(task)
@@ -483,7 +492,7 @@ class _Idle:
     def _leave(self, runner: Runner, outer: None) -> None:
         pass
 
-    def _restore(self, outer: None) -> None:
+    def _restore(self, runner: Runner, outer: None) -> None:
         pass
 
     def _run_batch(self, runner: Runner) -> None:

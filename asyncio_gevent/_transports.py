@@ -45,9 +45,9 @@ __all__ = [
 #: Bytes that a transport reads at a time, at most.
 READ_SIZE = 64 * 1024
 
-#: Datagrams that are received in a row by a socket that hears from many peers, at most. They tend
-#: to come together, and a poll for each of them takes longer than all else. One that is connected
-#: hears from a peer that tends to wait for the answer.
+#: Datagrams that are received in a row by a socket that is not connected, at most. Those of many
+#: peers tend to come together, and a poll for each of them takes longer than all else. One that is
+#: connected hears from a peer that tends to wait for the answer.
 MAX_DATAGRAMS = 16
 
 #: Bytes of data that a TLS record has, at most. No read gives more than one record.
@@ -287,18 +287,18 @@ class SocketTransport(_SocketEnd, _compat.SelectorSocketTransport):  # type: ign
     protocol that is not buffered, and a write that the socket takes as a whole.
 
     Attributes:
-        _data_received: that of the protocol, if it takes its data by the short way, or None.
+        _receiver: the protocol, if it takes its data by the short way, or None.
         _recv, _send: those of the socket.
         _closer: id of the greenlet that has closed it.
     """
 
     # What every read and write looks at: faster than the dictionary, which has so many others.
-    __slots__ = ("_data_received", "_lost", "_reading", "_recv", "_send")
+    __slots__ = ("_lost", "_reading", "_receiver", "_recv", "_send")
 
     max_size = READ_SIZE
     _closer = 0
     if TYPE_CHECKING:
-        _data_received: Callable[[bytes], None] | None
+        _receiver: asyncio.Protocol | None
         _empty_waiter: Any
         _lost: tuple[BaseException | None] | None
         _reading: bool
@@ -317,7 +317,7 @@ class SocketTransport(_SocketEnd, _compat.SelectorSocketTransport):  # type: ign
         methods = _socket_methods(sock)
         self._recv = methods.recv
         self._send = methods.send
-        self._lost = self._data_received = None
+        self._lost = self._receiver = None
         self._reading = False
         super().__init__(loop, sock, Introduction(protocol), None, extra, server, **kwargs)
         self._restore_write_ready()
@@ -334,7 +334,7 @@ class SocketTransport(_SocketEnd, _compat.SelectorSocketTransport):  # type: ign
         is_plain = self._introduced and (
             isinstance(protocol, SSLProtocol) or not isinstance(protocol, asyncio.BufferedProtocol)
         )
-        self._data_received = protocol.data_received if is_plain else None
+        self._receiver = protocol if is_plain else None
 
     def _begin(self) -> None:
         self._choose_way()
@@ -343,12 +343,11 @@ class SocketTransport(_SocketEnd, _compat.SelectorSocketTransport):  # type: ign
     def _call_connection_lost(self, exc: BaseException | None) -> None:
         super()._call_connection_lost(exc)
         if self._is_lost:
-            self._data_received = None  # as asyncio forgets the protocol
+            self._receiver = None  # as asyncio forgets the protocol
 
     def _read_ready(self) -> None:
-        # To call what is stored in an object takes less by way of a local name: it is no method.
-        data_received = self._data_received
-        if data_received is None:
+        receiver = self._receiver
+        if receiver is None:
             if self._introduced:
                 self._call_reading(self._read_ready_cb)
             else:
@@ -356,6 +355,7 @@ class SocketTransport(_SocketEnd, _compat.SelectorSocketTransport):  # type: ign
             return
         if self._conn_lost:
             return
+        # To call what is stored in an object takes less by way of a local name: it is no method.
         recv = self._recv
         try:
             data = recv(READ_SIZE)
@@ -372,7 +372,7 @@ class SocketTransport(_SocketEnd, _compat.SelectorSocketTransport):  # type: ign
         # What `_call_reading` does, without the call.
         self._reading = True
         try:
-            data_received(data)
+            receiver.data_received(data)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:
@@ -503,6 +503,8 @@ class DatagramTransport(_SocketEnd, _compat.SelectorDatagramTransport):  # type:
             return
         recvfrom = self._recvfrom
         left = 1 if self._is_connected else MAX_DATAGRAMS
+        ready = self._loop._ready
+        queued = len(ready)
         while True:
             try:
                 data, address = recvfrom(self.max_size)
@@ -525,7 +527,8 @@ class DatagramTransport(_SocketEnd, _compat.SelectorDatagramTransport):  # type:
                 if self._lost is not None:
                     self._call_connection_lost(self._lost[0])
             left -= 1
-            if not left or self._closing or self._paused:
+            # Whom a datagram wakes is to see it before the next one is there, as in asyncio.
+            if not left or len(ready) != queued or self._closing or self._paused:
                 return
 
     def _put_off_loss(self) -> None:

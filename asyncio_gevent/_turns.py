@@ -289,8 +289,10 @@ class Turns:
             ready = [*self._ready]
             self._ready.clear()
             for each, happened in ready:
-                # Not one that the host polls no more: the callback of another has closed it.
-                self._fire_descriptor(each, happened & each.registered)
+                # Not one that the host polls no more, since the callback of another has closed it,
+                # nor one whose number may be another file's by now.
+                if not each.is_renewed:
+                    self._fire_descriptor(each, happened & each.registered)
         elif kind is TIMERS:
             now = monotonic()
             # What was queued before goes first: a timer that was started after it may be due.

@@ -124,6 +124,15 @@ class IOHandle(Handle):
                 if handle is not None:
                     handle.close_watcher()
 
+    def note_to_check(self) -> None:
+        """Stop watching a descriptor that was closed, now or until the hub polls.
+
+        The other direction of it is not watched any more, of which the hub will tell the kernel.
+        """
+        self.stop_if_closed()
+        if self.watcher is not None:
+            self._loop._fresh.append(self)
+
     def close_watcher(self) -> None:
         """Stop watching."""
         watcher = self.watcher

@@ -84,8 +84,9 @@ def test_one_process_for_all_workloads(tmp_path: pathlib.Path) -> None:
     """As `--quick` has it; what fails there and what there is not stands in the table."""
     path = tmp_path / "a.json"
     printed = start(
-        "run.py", "--quick", "--group", "bridges", "--only", "suspended_step", "chain",
-        "sleep_in_greenlets", "--contestants", "gevent alone", "asgiref", "--others", sys.executable,
+        "run.py", "--quick", "--group", "bridges",
+        "--only", "suspended_step", "chain", "sleep_in_greenlets",
+        "--contestants", "gevent alone", "asgiref", "--others", sys.executable,
         "--rounds", "2", "--seconds", "0.001", "--json", str(path), "--bars",
     )  # fmt: skip
     workloads = json.loads(path.read_text(encoding="utf-8"))["groups"]["bridges"]["workloads"]

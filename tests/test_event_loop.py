@@ -983,6 +983,21 @@ def test_timers_of_the_same_time_fire_in_the_order_in_which_they_were_made(loop:
     assert seen == [*range(500)]
 
 
+@pytest.mark.parametrize("debug", [False, True])
+def test_what_a_thread_schedules_is_a_handle_of_the_kind_that_python_has(
+    loop: Any, debug: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Later Pythons have one that may be cancelled from any thread.
+    class ThreadSafeHandle(asyncio.Handle):
+        pass
+
+    monkeypatch.setattr(asyncio_gevent._event_loop, "_ThreadSafeHandle", ThreadSafeHandle)
+    loop.set_debug(debug)
+    done = loop.create_future()
+    assert type(loop.call_soon_threadsafe(done.set_result, 1)) is ThreadSafeHandle
+    assert loop.run_until_complete(done) == 1
+
+
 def test_what_makes_futures_is_the_loops_own_only_while_it_runs(loop: Any) -> None:
     before = dict(loop.__dict__)
 

@@ -1220,6 +1220,53 @@ def test_datagrams_that_came_together_are_received_in_order() -> None:
     asyncio_gevent.run(main())
 
 
+def test_whom_a_datagram_wakes_sees_it_before_the_next_one_is_there() -> None:
+    """A future for each datagram, as protocols have it: none is lost."""
+    seen: list[bytes] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        arrived: asyncio.Future[bytes] = loop.create_future()
+        letters = Letters(lambda letters, data: arrived.set_result(data))
+        await by_letters(letters, 5)
+        while len(seen) < 5:
+            seen.append(await arrived)
+            arrived = loop.create_future()
+        letters.transport.close()
+        await until(lambda: letters.lost)
+
+    asyncio_gevent.run(main())
+    assert seen == [b"0", b"1", b"2", b"3", b"4"]
+
+
+def test_a_protocol_may_replace_its_data_received() -> None:
+    seen: list[tuple[str, bytes]] = []
+
+    class Parser(asyncio.Protocol):
+        def connection_made(self, transport: Any) -> None:
+            self.transport = transport
+
+        def data_received(self, data: bytes) -> None:
+            seen.append(("head", data))
+            self.data_received = self.body  # type: ignore[method-assign]
+
+        def body(self, data: bytes) -> None:
+            seen.append(("body", data))
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        transport, _ = await loop.create_connection(Parser, sock=ours)
+        with theirs:
+            for number in range(3):
+                theirs.send(b"%d" % number)
+                await until(lambda: len(seen) > number)
+        transport.close()
+
+    asyncio_gevent.run(main())
+    assert seen == [("head", b"0"), ("body", b"1"), ("body", b"2")]
+
+
 def test_others_have_their_turn_while_many_datagrams_come() -> None:
     async def main() -> None:
         letters = Letters(lambda letters, data: None)

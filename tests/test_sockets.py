@@ -16,7 +16,7 @@ from typing import Any
 
 import gevent
 import pytest
-from support import LIBUV, PATCHED, in_native_thread, until
+from support import LIBUV, PATCHED, in_native_thread, run_script, until
 
 import asyncio_gevent
 
@@ -518,5 +518,62 @@ def test_a_connection_is_not_lost_by_a_cancel() -> None:
                 connection, _ = await loop.sock_accept(listener)
             assert connection.gettimeout() == 0
             connection.close()
+
+    asyncio_gevent.run(main())
+
+
+def test_a_socket_that_is_closed_before_a_poll_does_not_abort_the_process() -> None:
+    run_script("closed_natively").check("1\n2\n3")
+
+
+def test_the_future_of_a_wait_is_made_by_the_event_loop() -> None:
+    made: list[Any] = []
+
+    class Loop(asyncio_gevent.EventLoop):
+        def create_future(self) -> Any:
+            made.append(super().create_future())
+            return made[-1]
+
+    async def main() -> None:
+        with pair() as (ours, theirs):
+            task = asyncio.ensure_future(loop.sock_recv(ours, 1))
+            await asyncio.sleep(0)
+            assert len(made) == 1
+            theirs.send(b"x")
+            assert await task == b"x"
+
+    loop = Loop()
+    loop.run_until_complete(main())
+    loop.close()
+
+
+def test_a_wait_that_cannot_begin_again_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        loop: Any = asyncio.get_running_loop()
+        with pair() as (ours, theirs):
+            theirs.send(b"x")
+            assert await loop.sock_recv(ours, 1) == b"x"
+            theirs.send(b"x")
+            waiting = asyncio.ensure_future(loop.sock_recv(ours, 2))
+            assert await waiting == b"x"
+            first = asyncio.ensure_future(loop.sock_recv(ours, 1))
+            await asyncio.sleep(0)
+            wait = loop._read_waits[ours.fileno()]
+            theirs.send(b"x")
+            await first
+
+            def fail(self: Any) -> None:
+                raise ZeroDivisionError
+
+            with monkeypatch.context() as patch:
+                patch.setattr(type(wait), "start", fail)
+                wait.close_watcher()
+                loop._read_waits[ours.fileno()] = wait
+                with pytest.raises(ZeroDivisionError):
+                    await loop.sock_recv(ours, 1)
+            assert wait.waiter is None
+            assert ours.fileno() not in loop._readers
+            theirs.send(b"y")
+            assert await loop.sock_recv(ours, 1) == b"y"
 
     asyncio_gevent.run(main())

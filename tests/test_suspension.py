@@ -35,6 +35,7 @@ from support import (
     blocker,
     os_close,
     until,
+    until_in_greenlet,
 )
 
 import asyncio_gevent
@@ -1763,3 +1764,87 @@ def test_a_step_that_is_suspended_again_in_another_context_is_noted_anew() -> No
     loop.run_until_complete(main())
     assert not loop._special
     loop.close()
+
+
+@pytest.mark.parametrize("place", ["enter_task", "leave_task"])
+def test_what_a_signal_handler_raises_at_the_edge_of_a_step_is_survived(
+    place: str, monkeypatch: pytest.MonkeyPatch, observed: Any
+) -> None:
+    """The step goes on, other tasks too, and no event loop is left running in the hub."""
+    original = getattr(_steps, place)
+    calls = 0
+    seen: list[Any] = []
+
+    def interrupted(loop: Any, task: Any) -> None:
+        nonlocal calls
+        calls += task is sleeping
+        if task is sleeping and calls == 3:
+            raise ZeroDivisionError
+        original(loop, task)
+
+    async def sleep() -> None:
+        for _ in range(5):
+            gevent.sleep(0)
+            assert asyncio.current_task() is sleeping
+            seen.append(calls)
+
+    async def main() -> None:
+        nonlocal sleeping
+        sleeping = asyncio.ensure_future(sleep())
+        # With a greenlet that looks on.
+        while not sleeping.done():
+            await asyncio.sleep(0)
+            await asyncio_gevent.spawn(look)
+
+    def look() -> None:
+        assert asyncio._get_running_loop() is None
+
+    sleeping: Any = None
+    monkeypatch.setattr(_steps, place, interrupted)
+    asyncio_gevent.run(main())
+    assert len(seen) == 5
+    assert calls > 3
+    assert [type(error) for error in observed.hub_errors] == [ZeroDivisionError]
+    observed.hub_errors.clear()
+
+
+def test_a_step_that_was_suspended_closes_its_event_loop() -> None:
+    loop = asyncio_gevent.EventLoop()
+    seen: list[str] = []
+
+    async def main() -> None:
+        loop.call_soon(loop.stop)
+        gevent.sleep(0)
+        stopped.wait()
+        loop.close()
+        seen.append("closed")
+
+    stopped = gevent.event.Event()
+    task = loop.create_task(main())
+    loop.run_forever()
+    stopped.set()
+    until_in_greenlet(lambda: seen)
+    assert loop.is_closed()
+    until_in_greenlet(task.done)
+    assert task.exception() is None
+    assert not loop._suspended
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+def test_an_eager_task_cancels_the_task_in_whose_step_it_begins() -> None:
+    # That step was suspended before, and runs now.
+    async def child(parent: Any) -> None:
+        assert parent.cancel()
+
+    async def work() -> None:
+        gevent.sleep(0)
+        loop = asyncio.get_running_loop()  # it ends before the hub has its turn
+        asyncio.eager_task_factory(loop, child(asyncio.current_task()))
+
+    async def main() -> None:
+        task = asyncio.ensure_future(work())
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelled()
+
+    asyncio_gevent.run(main())

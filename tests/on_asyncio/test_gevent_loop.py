@@ -1218,3 +1218,36 @@ def test_the_names_that_gevent_and_its_tests_look_for() -> None:
     verify.verifyObject(ILoop, loop())
     verify.verifyObject(ICallback, loop().run_callback(int))
     assert "private host" in repr(gevent.get_hub())
+
+
+def test_a_number_that_a_callback_gives_to_another_file_is_not_ready() -> None:
+    """Although the file that had it was, in the same poll."""
+    first, first_peer = socket.socketpair()
+    second, second_peer = socket.socketpair()
+    quiet, quiet_peer = socket.socketpair()
+    watchers = [loop().io(each.fileno(), READ) for each in (first, second)]
+    renewed: list[Any] = []
+    fired: list[str] = []
+
+    def swap(other: Any) -> None:
+        fired.append("swap")
+        for watcher in watchers:
+            watcher.stop()
+        os.dup2(quiet.fileno(), other.fileno())
+        renewed.append(loop().io(other.fileno(), READ))
+        renewed[0].start(lambda: fired.append("renewed"))
+
+    watchers[0].start(swap, second)
+    watchers[1].start(swap, first)
+    first_peer.send(b"x")
+    second_peer.send(b"x")
+    gevent.sleep(0.01)
+    assert fired == ["swap"]
+    quiet_peer.send(b"x")
+    gevent.sleep(0.01)
+    assert "renewed" in fired
+    for watcher in (*watchers, *renewed):
+        watcher.stop()
+        watcher.close()
+    for each in (first, first_peer, second, second_peer, quiet, quiet_peer):
+        each.close()
