@@ -1,9 +1,12 @@
 """Runners: the greenlets in which the event loop runs its handles.
 
 Rule 1: every greenlet switch of the event loop is in this file.
-Rule 2: this file does not know what a task or a handle is. It calls three methods of the event
-        loop at the edge, in the hub: `_enter` before a switch to a runner, `_leave` right after
-        it, `_settle` when the thread is the hub's again (after `start`, its caller does).
+Rule 2: this file does not know what a task or a handle is. It calls methods of the event loop at
+        the edge, in the hub: `_enter` before a switch to a runner, `_leave` right after it,
+        `_settle` when the thread is the hub's again (after `start`, its caller does). A step that
+        is suspended again and again has `_enter_again` and `_leave_again`, which leave what is
+        noted of it as it is (`_forget_notes` if that is not true any more). `_restore` is for
+        what a signal handler raises in one of them.
 
 Theory. The hub switches to a parked runner, the runner calls `loop._run_batch(runner)`, and
 parks: one switch there and one back for a whole batch of handles. When the code of a handle

@@ -10,7 +10,8 @@ only a watcher that was never started makes libev tell the kernel of the descrip
 number may meanwhile be that of another file. But while the hub does not poll, it has told the
 kernel nothing: so a `Wait` that is over keeps its watcher, stopped, until the next poll is about to
 begin, and if the task has received, sent and waits again by then, it is started again. (It must not
-stay active: gevent puts off the close of a socket that has an active watcher.)
+stay active: gevent puts off the close of a socket that has an active watcher.) With libuv every
+wait takes a new watcher: there a stopped one has been taken back from the kernel.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What the event loop knows of runners and of the steps that are suspended in them.
 
 Rule 1: the thread-wide state of asyncio (running loop, current task, hooks) is set and taken back
-        in `_enter` and `_leave`, which `_runners.py` calls around every switch to a runner, and
-        nowhere else.
+        in `_enter` and `_leave`, which `_runners.py` calls around every switch to a runner, in
+        their short forms `_enter_again` and `_leave_again`, and nowhere else.
 Rule 2: a suspended step is not entered a second time: not its context, not its task, not the
         callback of its descriptor.
 Rule 3: a task whose step has left something with its runner, a raw greenlet say, gets that runner
@@ -56,9 +56,9 @@ class StepsEventLoop(IOEventLoop):
         _primary: the runner that is preferred, so that what goes by the greenlet stays the same.
         _parked: the other ones that have nothing to do.
         _suspended: the runners with a suspended step, or one that runs and has been suspended.
-        _suspended_tasks: the tasks whose step is suspended, with the runner it is suspended in.
+        _suspended_tasks: the tasks of these, each with its runner.
         _special: what a batch must look at before it runs a handle: ids of the handles and the
-            contexts that suspended steps have entered, and of the tasks that have claimed a runner.
+            contexts that these steps have entered, and of the tasks that have claimed a runner.
         _claimed: the runners that tasks have claimed; see `_claim`.
         _suspects: parked runners, out of the pool until it is known whether they are claimed.
         _next: the claimed runner that the next batch is for.

@@ -94,7 +94,7 @@ class GeventLoop(CarriedLoop):
         _feeding: those that are always ready.
         _fed: watchers that fire in the next turn, with events.
         _fed_put_off: turns in which those were not fired.
-        _ready: descriptors that uvloop has found ready, with events.
+        _ready: descriptors that the private host or uvloop has found ready, with events.
         _sent: `Async` watchers that fire in the next turn.
         _awake: a turn is under way.
         _asks_who_runs: also then another event loop may run, and poll, without our knowledge.

@@ -35,8 +35,9 @@ def work(group: str, workload: str, contestant: str, count: int) -> None:
         monkey.patch_all()
     from _clock import Clock
 
-    with load_group(group).opened(contestant, workload) as measure:
-        measure(max(1, count // 10), Clock())
+    chosen = load_group(group)
+    with chosen.opened(contestant, workload) as measure:
+        measure(chosen.workloads[workload].size, Clock())  # what is made once
         measure(count, Clock())
 
 
@@ -84,7 +85,7 @@ def count_instructions(
             )
             for file in files
         )
-    operations = sum(counts[1:]) - count + (max(1, counts[1] // 10) - max(1, count // 10))
+    operations = counts[1] - counts[0]
     after.subtract(before)
     return (more - less) / operations, {
         name: value / operations for name, value in after.most_common()
@@ -99,7 +100,7 @@ def main() -> None:
     parser.add_argument("group", choices=GROUPS)
     parser.add_argument("workload")
     parser.add_argument("contestants", nargs="+", metavar="contestant")
-    parser.add_argument("--count", type=int, default=5_000)
+    parser.add_argument("--count", type=int, default=5_000, help="operations, at least")
     parser.add_argument("--top", type=int, default=0, help="so many functions")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -112,10 +113,10 @@ def main() -> None:
             parser.error(f"{program} is not installed")
     if options.workload not in load_group(options.group).workloads:
         parser.error(f"{options.group} has no workload {options.workload!r}")
+    size = load_group(options.group).workloads[options.workload].size
+    count = -(-options.count // size) * size
     for contestant in options.contestants:
-        total, functions = count_instructions(
-            options.group, options.workload, contestant, options.count
-        )
+        total, functions = count_instructions(options.group, options.workload, contestant, count)
         print(f"{options.workload}, {contestant}: {total:,.0f} instructions", flush=True)
         for name, value in [*functions.items()][: options.top]:
             print(f"{value:10,.0f}  {name}")
