@@ -274,7 +274,8 @@ class Turns:
             revents: what the descriptor is ready for.
         """
         # Each by its own handle of the host (the private one has one for all that are ready), which
-        # calls those of descriptors before those of timers. It is the order of libev, and gevent's wait(timeout=0) relies on it.
+        # calls those of descriptors before those of timers. It is the order of libev, and gevent's
+        # wait(timeout=0) relies on it.
         self._awake = True
         done = is_descriptor = type(kind) is Descriptor
         if self._checks:
