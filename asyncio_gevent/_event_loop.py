@@ -991,10 +991,10 @@ class EventLoop(StepsEventLoop):
         if self._closed:
             return
         try:
-            own = find_owner(getcurrent())
-            if own in self._suspended:
-                self._forget_notes(own)  # it is this step that closes it, and goes on
             if self._suspended:
+                own = find_owner(getcurrent())
+                if own in self._suspended:
+                    self._forget_notes(own)  # it is this step that closes it, and goes on
                 self._kill_suspended()
         finally:
             super().close()
