@@ -995,7 +995,8 @@ class EventLoop(StepsEventLoop):
                 own = find_owner(getcurrent())
                 if own in self._suspended:
                     self._forget_notes(own)  # it is this step that closes it, and goes on
-                self._kill_suspended()
+                if self._suspended:
+                    self._kill_suspended()
         finally:
             super().close()
             self._timers.clear()

@@ -450,6 +450,8 @@ class StepsEventLoop(IOEventLoop):
             self._throw_into_awaiting(task, error)
 
     def _kill_suspended(self) -> None:
+        # Those that are suspended now: perhaps not the caller, which is while it waits for them.
+        runners = [*self._suspended]
         hub = self._hub
         if hub.loop is None:
             # Destroyed, with all that waited in it.
@@ -457,17 +459,19 @@ class StepsEventLoop(IOEventLoop):
             self._suspended_tasks.clear()
             self._special.clear()
         elif hub is not get_hub_if_exists():
-            _compat.call_in_hub(hub, self._kill_steps)
+            _compat.call_in_hub(hub, self._kill_steps, runners)
         elif getcurrent() is hub:
-            self._kill_steps()
+            self._kill_steps(runners)
         else:
             done = Event()
-            hub.loop.run_callback(self._kill_steps, done)
+            hub.loop.run_callback(self._kill_steps, runners, done)
             done.wait()
 
-    def _kill_steps(self, done: Event | None = None) -> None:
+    def _kill_steps(self, runners: list[Runner], done: Event | None = None) -> None:
         try:
-            for runner in list(self._suspended):
+            for runner in runners:
+                if runner not in self._suspended:
+                    continue  # it has ended meanwhile
                 task = runner.task
                 runner.kill_step()
                 if task is not None and task.done():

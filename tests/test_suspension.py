@@ -1808,7 +1808,8 @@ def test_what_a_signal_handler_raises_at_the_edge_of_a_step_is_survived(
     observed.hub_errors.clear()
 
 
-def test_a_step_that_was_suspended_closes_its_event_loop() -> None:
+@pytest.mark.parametrize("with_another", [False, True])
+def test_a_step_that_was_suspended_closes_its_event_loop(with_another: bool) -> None:
     loop = asyncio_gevent.EventLoop()
     seen: list[str] = []
 
@@ -1819,11 +1820,22 @@ def test_a_step_that_was_suspended_closes_its_event_loop() -> None:
         loop.close()
         seen.append("closed")
 
+    async def other() -> None:
+        try:
+            gevent.sleep(100)
+        finally:
+            seen.append("killed")
+
     stopped = gevent.event.Event()
     task = loop.create_task(main())
+    if with_another:
+        ended = loop.create_task(other())
     loop.run_forever()
     stopped.set()
-    until_in_greenlet(lambda: seen)
+    until_in_greenlet(lambda: "closed" in seen)
+    if with_another:
+        assert ended.done()
+    assert seen == ["killed"] * with_another + ["closed"]
     assert loop.is_closed()
     until_in_greenlet(task.done)
     assert task.exception() is None
