@@ -24,7 +24,6 @@ import sys
 import weakref
 from asyncio import events
 from contextvars import copy_context
-from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -42,7 +41,7 @@ from asyncio_gevent._compat import (
     has_deferred_closes,
     running_loop_in_python,
 )
-from asyncio_gevent._handles import Handle, TimerHandle
+from asyncio_gevent._handles import Handle, TimerHandle, shadow_methods, unshadow_methods
 from asyncio_gevent._originals import get_ident
 from asyncio_gevent._runners import PARKED, Runner, check_tracer, find_left, find_owner, is_killed
 from asyncio_gevent._steps import StepsEventLoop, getrefcount
@@ -300,28 +299,10 @@ class EventLoop(StepsEventLoop):
         self._failure = None
         self._outer_depth = sys.get_coroutine_origin_tracking_depth()
         self._set_coroutine_origin_tracking(self._debug)
-        self._shadow()
+        self._shadows = shadow_methods(self)
         self._attach()
         note_running(self)
         self._catch_signals(hub)
-
-    def _shadow(self) -> None:
-        # Two methods that are called for every future: in C they take a third of the time off.
-        # Not of an event loop that does not run, which only a garbage collection could free then.
-        own, base = self.__dict__, asyncio.BaseEventLoop
-        for name, function in (
-            ("create_future", partial(asyncio.Future, loop=self)),
-            ("get_debug", partial(getattr, self, "_debug")),
-        ):
-            # But not those of a subclass, or of somebody who has put his own in place.
-            if name not in own and getattr(type(self), name) is getattr(base, name):
-                own[name] = self._shadows[name] = function
-
-    def _unshadow(self) -> None:
-        for name, function in self._shadows.items():
-            if self.__dict__.get(name) is function:
-                del self.__dict__[name]
-        self._shadows.clear()
 
     def _catch_signals(self, hub: Any) -> None:
         if self._thread_id == MAIN_THREAD_IDENT:
@@ -337,7 +318,7 @@ class EventLoop(StepsEventLoop):
             wake_on_signals.release(self)
         self._stopping = False
         self._thread_id = None
-        self._unshadow()
+        unshadow_methods(self, self._shadows)
         self._set_coroutine_origin_tracking(False)
         for runner in self._idle_runners():
             unalias(runner)

@@ -291,8 +291,8 @@ class Turns:
             self._ready.clear()
             for each, happened in ready:
                 # Not one that the host polls no more, since the callback of another has closed it,
-                # nor one whose number may be another file's by now.
-                if not each.is_renewed:
+                # nor one that waits anew, whose number may be another file's by now.
+                if not (each.is_renewed and each in self._changed):
                     self._fire_descriptor(each, happened & each.registered)
         elif kind is TIMERS:
             now = monotonic()
