@@ -973,11 +973,7 @@ class EventLoop(StepsEventLoop):
             return
         try:
             if self._suspended:
-                own = find_owner(getcurrent())
-                if own in self._suspended:
-                    self._forget_notes(own)  # it is this step that closes it, and goes on
-                if self._suspended:
-                    self._kill_suspended()
+                self._kill_suspended()
         finally:
             super().close()
             self._timers.clear()

@@ -112,7 +112,7 @@ class StepsEventLoop(IOEventLoop):
 
     def _enter_again(self, runner: Runner) -> Any:
         # The short way: the step stays noted as suspended, since that is what it often is next.
-        # `_throw_cancel` and `close` know better by who calls.
+        # `_throw_cancel` and `_kill_suspended` know better by who calls.
         outer = events._get_running_loop(), _get_asyncgen_hooks()
         events._set_running_loop(self)
         _set_asyncgen_hooks(*self._hooks)
@@ -450,15 +450,21 @@ class StepsEventLoop(IOEventLoop):
             self._throw_into_awaiting(task, error)
 
     def _kill_suspended(self) -> None:
-        # Those that are suspended now: perhaps not the caller, which is while it waits for them.
-        runners = [*self._suspended]
         hub = self._hub
         if hub.loop is None:
             # Destroyed, with all that waited in it.
             self._suspended.clear()
             self._suspended_tasks.clear()
             self._special.clear()
-        elif hub is not get_hub_if_exists():
+            return
+        own = find_owner(getcurrent())
+        if own in self._suspended:
+            self._forget_notes(own)  # it is this step that closes the loop, and goes on
+        # Not the caller, which is suspended only while it waits for them.
+        runners = [*self._suspended]
+        if not runners:
+            return
+        if hub is not get_hub_if_exists():
             _compat.call_in_hub(hub, self._kill_steps, runners)
         elif getcurrent() is hub:
             self._kill_steps(runners)

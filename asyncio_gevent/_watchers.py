@@ -106,15 +106,11 @@ class IOHandle(Handle):
             except OSError:  # the patched os.close() is about to close it
                 self.close_watcher()
 
-    def stop_if_closed(self) -> None:
-        """Stop watching a descriptor that was closed."""
-        if self.watcher is not None and file_of(self.fd) is None:
-            self.close_watcher()
-
     def before_poll(self) -> None:
-        """The same before the hub polls, if watchers of the descriptor have changed since it did.
+        """Stop watching a descriptor that was closed, before the hub polls.
 
-        In both directions, since libev tells the kernel of both.
+        One whose watchers have changed since it did, in both directions: libev tells the kernel
+        of both.
         """
         fd = self.fd
         loop = self._loop
@@ -129,8 +125,11 @@ class IOHandle(Handle):
 
         The other direction of it is not watched any more, of which the hub will tell the kernel.
         """
-        self.stop_if_closed()
-        if self.watcher is not None:
+        if self.watcher is None:
+            return
+        if file_of(self.fd) is None:
+            self.close_watcher()
+        else:
             self._loop._fresh.append(self)
 
     def close_watcher(self) -> None:
