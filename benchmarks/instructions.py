@@ -11,7 +11,6 @@ three times as many, so that what is done once is not counted.
 from __future__ import annotations
 
 import argparse
-import os
 import pathlib
 import re
 import shutil
@@ -19,26 +18,20 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
-from _contest import GROUPS, load_group
+from _contest import GROUPS, Missing, load_group
+from run import Failure, Worker, make_environment
+
+#: Seconds for each request: valgrind makes a process some fifty times slower.
+LIMIT = 1_800.0
+#: Seconds, as of run.py.
+NAP = 0.001
 
 #: Of callgrind_annotate: "1,234 (56.78%)  file.c:function [library]".
 LINE = re.compile(r"^ *([\d,]+) \([ \d.]+%\)  (?:.*[/:])?([^\s/:]+?)(?:'\d+)? +\[(.*)\]$")
 TOTAL = re.compile(r"^ *([\d,]+) \([ \d.]+%\)  PROGRAM TOTALS$")
-
-
-def work(group: str, workload: str, contestant: str, count: int) -> None:
-    """Do a workload, in a process that callgrind watches."""
-    if contestant.endswith(" patched"):
-        from gevent import monkey
-
-        monkey.patch_all()
-    from _clock import Clock
-
-    chosen = load_group(group)
-    with chosen.opened(contestant, workload) as measure:
-        measure(chosen.workloads[workload].size, Clock())  # what is made once
-        measure(count, Clock())
 
 
 def parse(text: str) -> tuple[int, Counter[str]]:
@@ -53,37 +46,47 @@ def parse(text: str) -> tuple[int, Counter[str]]:
     return total, functions
 
 
+def watch(group: str, workload: str, contestant: str, count: int) -> tuple[int, Counter[str]]:
+    """Return what so many operations take, and all that is done once."""
+    chosen = load_group(group)
+    environment = make_environment(chosen.contestants[contestant], NAP)
+    with tempfile.TemporaryDirectory() as directory:
+        file = str(pathlib.Path(directory, "callgrind"))
+        valgrind = ("valgrind", "-q", "--tool=callgrind", f"--callgrind-out-file={file}")
+        worker = Worker(
+            (*valgrind, sys.executable), group, contestant, {**environment, "PYTHONHASHSEED": "0"}
+        )
+        is_done = False
+        try:
+            worker.ask(LIMIT, do="open", workload=workload)
+            # What is made once, and then what is counted.
+            for number in chosen.workloads[workload].size, count:
+                worker.ask(LIMIT, do="measure", count=number)
+            is_done = True
+        finally:
+            worker.end(kill=not is_done)  # callgrind writes as the process ends
+        done = subprocess.run(
+            ["callgrind_annotate", "--threshold=100", file],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+    return parse(done.stdout)
+
+
 def count_instructions(
     group: str, workload: str, contestant: str, count: int
 ) -> tuple[float, dict[str, float]]:
-    """Return the instructions of an operation, and those of each function, the greatest first."""
-    with tempfile.TemporaryDirectory() as directory:
-        counts = (count, 3 * count)
-        files = [str(pathlib.Path(directory, str(each))) for each in counts]
-        processes = [
-            subprocess.Popen(
-                [
-                    *("valgrind", "-q", "--tool=callgrind", f"--callgrind-out-file={file}"),
-                    *(sys.executable, __file__, "--work", group, workload, contestant),
-                    *("--count", str(each)),
-                ],
-                env={**os.environ, "PYTHONHASHSEED": "0"},
-            )
-            for each, file in zip(counts, files, strict=True)
-        ]
-        # Not `any`, which would not wait for the other one.
-        if sum(process.wait() != 0 for process in processes):
-            raise SystemExit(f"{contestant} does not get through {workload}")
-        (less, before), (more, after) = (
-            parse(
-                subprocess.run(
-                    ["callgrind_annotate", "--threshold=100", file],
-                    check=True,
-                    capture_output=True,
-                    text=True,
-                ).stdout
-            )
-            for file in files
+    """Return the instructions of an operation, and those of each function, the greatest first.
+
+    Raises:
+        Missing: the contestant has no such thing.
+        Failure: it does not get through the workload.
+    """
+    counts = (count, 3 * count)
+    with ThreadPoolExecutor() as pool:
+        (less, before), (more, after) = pool.map(
+            partial(watch, group, workload, contestant), counts
         )
     operations = counts[1] - counts[0]
     after.subtract(before)
@@ -102,24 +105,35 @@ def main() -> None:
     parser.add_argument("contestants", nargs="+", metavar="contestant")
     parser.add_argument("--count", type=int, default=5_000, help="operations, at least")
     parser.add_argument("--top", type=int, default=0, help="so many functions")
-    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.work:
-        work(options.group, options.workload, options.contestants[0], options.count)
-        # Nobody waits for the clean-up, which some contestants never end.
-        os._exit(0)
     for program in ("valgrind", "callgrind_annotate"):
         if shutil.which(program) is None:
             parser.error(f"{program} is not installed")
-    if options.workload not in load_group(options.group).workloads:
+    group = load_group(options.group)
+    if options.workload not in group.workloads:
         parser.error(f"{options.group} has no workload {options.workload!r}")
-    size = load_group(options.group).workloads[options.workload].size
+    for contestant in options.contestants:
+        if contestant not in group.contestants:
+            parser.error(f"{options.group} has no contestant {contestant!r}")
+        if group.contestants[contestant].python != "main":
+            parser.error(f"{contestant} needs a Python of its own, and is only measured by run.py")
+    # What a workload does at once it always does as a whole.
+    size = group.workloads[options.workload].size
     count = -(-options.count // size) * size
     for contestant in options.contestants:
-        total, functions = count_instructions(options.group, options.workload, contestant, count)
-        print(f"{options.workload}, {contestant}: {total:,.0f} instructions", flush=True)
-        for name, value in [*functions.items()][: options.top]:
-            print(f"{value:10,.0f}  {name}")
+        head = f"{options.workload}, {contestant}"
+        try:
+            total, functions = count_instructions(
+                options.group, options.workload, contestant, count
+            )
+        except Missing:
+            print(f"{head}: -", flush=True)
+        except Failure as error:
+            raise SystemExit(f"{head}: {error}") from None
+        else:
+            print(f"{head}: {total:,.0f} instructions", flush=True)
+            for name, value in [*functions.items()][: options.top]:
+                print(f"{value:10,.0f}  {name}")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,7 @@ How it is measured. Every contestant runs in a process of its own, for each work
 them do the workload once, in an order that rotates from round to round, so that what else the
 machine does falls on all alike. Many short rounds do that better than few long ones: where other
 guests of a host take turns with the machine, what lies half a second apart cannot be compared. What
-a workload needs is made before the clock starts.
-`--seconds` is about how long a measurement takes.
+a workload needs is made before the clock starts. `--seconds` is about how long a measurement takes.
 
 What is not installed is left out: `--peer` names a Python that has asyncio-gevent 0.2.5,
 `--others` one that has asgiref, greenletio, greenback and eventlet. The figures also go to a JSON
@@ -43,7 +42,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import report
@@ -70,15 +69,24 @@ class Failure(Exception):
 
 
 class Worker:
-    """The process of a contestant, see `_worker`."""
+    """The process of a contestant, see `_worker`.
+
+    Args:
+        python: the interpreter, or a command that runs it.
+    """
 
     def __init__(
-        self, python: str, group: str, contestant: str, environment: Mapping[str, str]
+        self,
+        python: str | Sequence[str],
+        group: str,
+        contestant: str,
+        environment: Mapping[str, str],
     ) -> None:
+        command = [python] if isinstance(python, str) else [*python]
         # Not a pipe: nobody reads it before the end, and a full one would stop the process.
         self._errors = tempfile.TemporaryFile("w+", errors="replace")
         self._process = subprocess.Popen(
-            [python, str(HERE / "_worker.py"), group, contestant],
+            [*command, str(HERE / "_worker.py"), group, contestant],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -120,8 +128,10 @@ class Worker:
             raise Failure(without_paths(answer["error"]))
         return answer
 
-    def end(self) -> None:
-        self._process.kill()
+    def end(self, kill: bool = True) -> None:
+        """End the process, or let it end by itself, and wait for it."""
+        if kill:
+            self._process.kill()
         self._process.communicate()
         self._errors.close()
 
@@ -224,14 +234,13 @@ class Bench:
 def make_environment(contestant: Contestant, nap: float, quick: bool = False) -> dict[str, str]:
     """Return the variables of a contestant's process."""
     environment = dict(os.environ, PYTHONWARNINGS="ignore", BENCH_NAP=str(nap))
-    environment.pop("BENCH_SLEEPERS", None)
-    if quick:
-        environment["BENCH_SLEEPERS"] = str(QUICK_MOST)
     if contestant.python != "main":
         # It may name this library's directory, which would hide the other asyncio_gevent.
         environment.pop("PYTHONPATH", None)
-    for name in ("GEVENT_LOOP", "ASYNCIO_GEVENT_HOST", "EVENTLET_HUB"):
+    for name in ("BENCH_SLEEPERS", "GEVENT_LOOP", "ASYNCIO_GEVENT_HOST", "EVENTLET_HUB"):
         environment.pop(name, None)
+    if quick:
+        environment["BENCH_SLEEPERS"] = str(QUICK_MOST)
     return {**environment, **contestant.environment}
 
 
