@@ -837,12 +837,19 @@ def test_signals_reach_all_their_watchers(own: GeventLoop) -> None:
             own.signal(number)
 
 
+def wake_by_signals() -> Any:
+    """Have signals wake the hub also if they come just before it polls: the standard loop has only
+    that the poll is interrupted, which the main thread may not have begun."""
+    watcher = loop().signal(signal.SIGUSR1)
+    watcher.start(int)
+    return watcher
+
+
 def test_a_handler_of_the_interpreter_wakes_the_hub() -> None:
     """What it calls of gevent is done although the hub is asleep."""
     event = gevent.event.Event()
     before = signal.signal(signal.SIGUSR2, lambda *_: event.set())
-    keep = loop().async_()
-    keep.start(int)
+    keep = wake_by_signals()
     try:
         start_native_thread(lambda: os.kill(os.getpid(), signal.SIGUSR2), ())
         assert event.wait(10)
@@ -861,7 +868,7 @@ def interrupt(*args: Any) -> None:
 
 def test_what_a_handler_of_the_interpreter_raises_is_for_the_main_greenlet(observed: Any) -> None:
     before = signal.signal(signal.SIGUSR2, interrupt)
-    ticker = gevent.spawn(gevent.sleep, 60)  # never LoopExit
+    keep = wake_by_signals()
     try:
         for _ in range(3):
             start_native_thread(lambda: os.kill(os.getpid(), signal.SIGUSR2), ())
@@ -870,8 +877,8 @@ def test_what_a_handler_of_the_interpreter_raises_is_for_the_main_greenlet(obser
                 # it has started, and it would be raised in another test.
                 gevent.event.Event().wait()
     finally:
+        keep.close()
         signal.signal(signal.SIGUSR2, before)
-    ticker.kill()
     assert all(isinstance(error, Interrupted) for error in observed.hub_errors)
     observed.hub_errors.clear()
 
