@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from collections.abc import Callable
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,10 @@ class Task(asyncio.Task[Any]):
     not yet taken back by ``uncancel()``; the C implementation counts the others.
     """
 
-    __slots__ = ("_thrown",)
-    _thrown: int
+    # Of the class, until there is one: `cancelling()` is called by each asyncio.timeout(), and to
+    # find an attribute takes less than not to find it.
+    __slots__ = ()
+    _thrown = 0
     if TYPE_CHECKING:
         _must_cancel: bool
 
@@ -40,7 +43,7 @@ class Task(asyncio.Task[Any]):
         loop: Any = self.get_loop()
         # An event loop without suspended steps costs one look at an empty dict.
         if loop._suspended_tasks and loop._throw_cancel(self, msg):
-            self._thrown = getattr(self, "_thrown", 0) + 1
+            self._thrown += 1
             return True
         return super().cancel(msg)
 
@@ -59,24 +62,27 @@ class Task(asyncio.Task[Any]):
             super().uncancel()
         loop: Any = self.get_loop()
         loop._throw_cancel(self, message)
-        self._thrown = getattr(self, "_thrown", 0) + requests
+        self._thrown += requests
 
     # In 3.10 there are no counts, and nobody calls these.
 
     def cancelling(self) -> int:
         """Return how many requests for cancellation have not been taken back."""
-        return super().cancelling() + getattr(self, "_thrown", 0)
+        return _cancelling(self) + self._thrown
 
     def uncancel(self) -> int:
         """Take back one request for cancellation and return how many remain."""
-        thrown = getattr(self, "_thrown", 0)
-        if thrown:
-            self._thrown = thrown - 1
-            if thrown == 1:
+        if self._thrown:
+            self._thrown -= 1
+            if not self._thrown:
                 loop: Any = self.get_loop()
                 loop._cancels.discard(self)  # if the step has not heard of it, it never will
             return self.cancelling()
         return super().uncancel()
+
+
+#: Of the class itself: super() takes as long as the call.
+_cancelling: Callable[[Any], int] = getattr(asyncio.Task, "cancelling", None)  # type: ignore[assignment]
 
 
 class _Shadow:
