@@ -27,7 +27,6 @@ class Task(asyncio.Task[Any]):
 
     # Of the class, until there is one: `cancelling()` is called by each asyncio.timeout(), and to
     # find an attribute takes less than not to find it.
-    __slots__ = ()
     _thrown = 0
     if TYPE_CHECKING:
         _must_cancel: bool
